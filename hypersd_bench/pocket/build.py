@@ -1,0 +1,146 @@
+"""``pocket build``: everything the miniature ships, from artwork to weights, in resumable stages.
+
+    vae -> teacher -> clip -> aesthetic -> checker
+
+Each stage keeps its training state under ``<out>/work`` and its product in ``<out>``; a stage whose product is there
+is done. ``card.json`` records recipe, time and machine of every stage.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from hypersd_bench.errors import unknown_name
+from hypersd_bench.host import keep_freed_memory
+from hypersd_bench.pocket.aesthetic import save_aesthetic, train_aesthetic
+from hypersd_bench.pocket.checker import save_checker, train_checker
+from hypersd_bench.pocket.clip import load_clip, save_clip, train_clip
+from hypersd_bench.pocket.scenes import ATTRIBUTION
+from hypersd_bench.pocket.teacher import train_teacher
+from hypersd_bench.pocket.tokenizer import build_tokenizer
+from hypersd_bench.pocket.training import Schedule
+from hypersd_bench.pocket.vae import train_vae
+from hypersd_bench.provenance import collect
+from hypersd_bench.store import write_json
+
+POOL_SIZE = 40_000  # scenes every stage trains on
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long each stage trains."""
+
+    vae: Schedule = Schedule(steps=2600, batch_size=32, learning_rate=2e-3)
+    teacher: Schedule = Schedule(steps=5000, batch_size=64, learning_rate=1e-3)
+    clip: Schedule = Schedule(steps=1500, batch_size=128, learning_rate=1e-3)
+    aesthetic: Schedule = Schedule(steps=600, batch_size=64, learning_rate=1e-3)
+    checker: Schedule = Schedule(steps=1200, batch_size=64, learning_rate=2e-3)
+    pool_size: int = POOL_SIZE
+
+
+def build(out: Path, device: torch.device, recipe: Recipe | None = None, only: tuple[str, ...] = ()) -> None:
+    """Run the stages that have no product yet, or those named in ``only``."""
+    keep_freed_memory()
+    recipe = recipe or Recipe()
+    for name in only:
+        if name not in STAGES:
+            raise unknown_name("stage", name, STAGES)
+    for name, stage in STAGES.items():
+        if name in only or (not only and name not in read_card(out)["stages"]):
+            began = time.monotonic()
+            facts = stage(out, recipe, device)
+            facts["seconds_this_time"] = round(time.monotonic() - began)
+            _record(out, name, facts, device)
+
+
+def read_card(out: Path) -> dict[str, Any]:
+    """What ``card.json`` says of the stages done so far."""
+    path = out / "card.json"
+    empty = {"attribution": ATTRIBUTION, "stages": {}}
+    return json.loads(path.read_text()) if path.exists() else empty
+
+
+def _record(out: Path, name: str, facts: dict[str, Any], device: torch.device) -> None:
+    card = read_card(out)
+    provenance = collect(str(device)).to_json()
+    card["stages"][name] = {**facts, "provenance": provenance, "curve": _curve(out / "work" / f"{name}.jsonl")}
+    write_json(out / "card.json", card)
+
+
+def _curve(log: Path, points: int = 25) -> list[dict[str, float]]:
+    """A training log thinned to a few rows, for the card."""
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return rows[:: max(1, len(rows) // points)]
+
+
+def _vae(out: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    vae, facts = train_vae(out / "work", recipe.vae, recipe.pool_size, device)
+    _save_half(vae, out / "base" / "vae")
+    return facts
+
+
+def _teacher(out: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    tokenizer = build_tokenizer(out / "base" / "tokenizer")
+    vae = _load_vae(out, device)
+    pipe, facts = train_teacher(out / "work", recipe.teacher, recipe.pool_size, vae, tokenizer, device)
+    fresh = out / "work" / "base"
+    shutil.rmtree(fresh, ignore_errors=True)
+    pipe.to("cpu", torch.float16).save_pretrained(fresh)
+    shutil.rmtree(out / "base")
+    fresh.rename(out / "base")
+    return facts
+
+
+def _clip(out: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    tokenizer = build_tokenizer(out / "work" / "tokenizer")
+    del tokenizer
+    model, facts = train_clip(out / "work", recipe.clip, recipe.pool_size, device, vae=_load_vae(out, device))
+    save_clip(model, out / "clip")
+    return facts
+
+
+def _aesthetic(out: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    clip = load_clip(out / "clip", out / "base" / "tokenizer", device)
+    head, facts = train_aesthetic(out / "work", recipe.aesthetic, recipe.pool_size, clip, device)
+    save_aesthetic(head, out / "aesthetic.safetensors")
+    return facts
+
+
+def _checker(out: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    checker, facts = train_checker(out / "work", recipe.checker, recipe.pool_size, device, vae=_load_vae(out, device))
+    save_checker(checker, out / "checker.safetensors")
+    return facts
+
+
+STAGES: dict[str, Callable[[Path, Recipe, torch.device], dict[str, Any]]] = {
+    "vae": _vae,
+    "teacher": _teacher,
+    "clip": _clip,
+    "aesthetic": _aesthetic,
+    "checker": _checker,
+}
+
+
+def _load_vae(out: Path, device: torch.device) -> AutoencoderKL:
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(out / "base" / "vae", torch_dtype=torch.float32)
+    return vae.to(device).eval().requires_grad_(False)
+
+
+def _save_half(vae: AutoencoderKL, folder: Path) -> None:
+    vae.to("cpu", torch.float16).save_pretrained(folder)
+
+
+def shortened(recipe: Recipe, factor: float) -> Recipe:
+    """The same recipe with every stage's steps scaled, for trials."""
+    stages = {name: replace(getattr(recipe, name), steps=max(2, round(getattr(recipe, name).steps * factor)))
+              for name in STAGES}  # fmt: skip
+    return replace(recipe, **stages)

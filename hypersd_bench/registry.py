@@ -1,0 +1,80 @@
+"""Rows like ``"tcd" -> "distill.methods.tcd:TCD"``, resolved when first used.
+
+Listing names imports nothing. Third parties add rows by entry points in the groups ``hypersd_bench.<kind>``; an entry
+point that takes a name which is taken is an error.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from hypersd_bench.contracts import Verb
+from hypersd_bench.errors import HypersdBenchError, unknown_name
+
+METRICS = {
+    "clip-score/pocket": "metrics.clip_score:POCKET",
+    "clip-score/vit-b-32": "metrics.clip_score:VIT_B_32",
+    "aesthetic/pocket": "metrics.aesthetic:POCKET",
+    "aesthetic/laion-v2": "metrics.aesthetic:LAION_V2",
+    "fid/lite0": "metrics.fid:LITE0",
+    "fid/inception": "metrics.fid:INCEPTION",
+    "concept/pocket": "metrics.concept:POCKET",
+}
+METHODS = {
+    "hyper-sd": "distill.methods.hyper_sd:HyperSD",
+    "lcm": "distill.methods.lcm:LCM",
+    "tcd": "distill.methods.tcd:TCD",
+    "lightning": "distill.methods.lightning:Lightning",
+}
+FAMILIES = {
+    "pocket": "hypersd_bench.catalog.pocket:models",
+}
+PROMPTS = {
+    "pocket/held-out": "hypersd_bench.pocket.prompts:held_out_prompts",
+    "pocket/train": "hypersd_bench.pocket.prompts:train_prompts",
+}
+VERBS = {
+    "demo": Verb("hypersd_bench.cli.demo:demo", "The whole story on the miniature: distil, benchmark, score, report."),
+    "list": Verb("hypersd_bench.cli.list:list_command", "What there is: models, methods, metrics, prompts."),
+    "run": Verb("hypersd_bench.cli.run:run", "Generate, score and time what a spec names; resumable."),
+    "score": Verb("hypersd_bench.cli.run:score", "Score a run's images again, or with more metrics."),
+    "export": Verb("hypersd_bench.cli.run:export", "Write a run's images and scores as parquet or CSV."),
+    "compare": Verb("metrics.cli:compare", "Paired differences between the models of a run."),
+    "distill": Verb("distill.cli:distill", "Train a few-step LoRA: hyper-sd, lcm, tcd, lightning."),
+    "report": Verb("reports.cli:report", "A page to decide from, and tables to publish."),
+    "study": Verb("user_study.cli:study", "Blind pairwise votes from people."),
+    "pocket": Verb("hypersd_bench.cli.pocket:pocket", "Build, check and sample the miniature."),
+    "doctor": Verb("hypersd_bench.cli.doctor:doctor", "What on this machine would spoil a result."),
+}
+_TABLES: dict[str, dict[str, Any]] = {
+    "metric": METRICS,
+    "method": METHODS,
+    "family": FAMILIES,
+    "prompts": PROMPTS,
+    "verb": VERBS,
+}
+
+
+@cache
+def rows(kind: str) -> dict[str, Any]:
+    """All rows of a kind (metric, method, family, prompts, verb), ours and those of entry points."""
+    table = dict(_TABLES[kind])
+    for point in entry_points(group=f"hypersd_bench.{kind}"):
+        if point.name in table:
+            owner = point.dist.name if point.dist else point.value
+            raise HypersdBenchError(f"{owner} adds a {kind} named {point.name!r}, but that name is taken")
+        table[point.name] = Verb(point.value, f"(from {point.value})") if kind == "verb" else point.value
+    return table
+
+
+def resolve(kind: str, name: str, where: str = "") -> Any:
+    """Import what a row points to; an unknown name raises InputError with the nearest known one."""
+    table = rows(kind)
+    if name not in table:
+        raise unknown_name(kind, name, table, where)
+    row = table[name]
+    module, _, attribute = (row.target if isinstance(row, Verb) else row).partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,41 @@
+"""A whole run: plan, generate, score, time. Started again, it goes on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypersd_bench.contracts import MetricContext
+from hypersd_bench.errors import InputError
+from hypersd_bench.host import keep_freed_memory
+from hypersd_bench.runner.generate import generate
+from hypersd_bench.runner.plan import Plan, manifest
+from hypersd_bench.runner.score import score_run
+from hypersd_bench.runner.timing import time_run
+from hypersd_bench.store import RunStore, write_json
+
+
+def run_benchmark(plan: Plan, out: Path, device: str) -> tuple[RunStore, dict[str, str]]:
+    """Run a plan into a run directory; returns it, and the metrics that could not be computed with the reason."""
+    keep_freed_memory()
+    wanted = manifest(plan, device, out)
+    store = RunStore.create(out, wanted)
+    if store.manifest["metrics"] != wanted["metrics"]:
+        store.manifest["metrics"] = wanted["metrics"]
+        write_json(out / "run.json", store.manifest)
+    generate(plan, store, device)
+    time_run(plan, store, device)
+    failed = score_run(store, [info.id for info in plan.metrics], MetricContext(device, plan.spec.reference))
+    return store, failed
+
+
+def choose_device(name: str | None) -> str:
+    """``cuda`` when there is one and no other was asked for; raises InputError for a device that is not here."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} is not available here; try cpu") from error
+    return name

@@ -1,0 +1,117 @@
+"""Plan to images: each missing image of each configuration, in batches, entered in the ledger as they are done."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from hypersd_bench.pipelines import apply_model, decode_latents, encode_prompts, load_base, sample_latents, to_uint8
+from hypersd_bench.prompts import Prompt
+from hypersd_bench.runner.plan import Configuration, Plan
+from hypersd_bench.seeding import image_seed
+from hypersd_bench.store import ImageRow, RunStore, write_bytes
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Prompt embeddings, encoded once for all models and step counts: (1, tokens, width) each, by prompt id."""
+
+    by_prompt: dict[str, Tensor]
+    empty: Tensor
+
+
+def generate(plan: Plan, store: RunStore, device: str) -> None:
+    """Make the images that the ledger does not have yet."""
+    missing = _missing(plan, store)
+    if not missing:
+        return
+    pipe = load_base(plan.spec.base, device)
+    embeddings = encode_all(pipe, plan.prompts.prompts)
+    done = plan.num_images - sum(len(jobs) for _, jobs in missing)
+    with tqdm(total=plan.num_images, initial=done, desc="images", unit="image", smoothing=0.1) as bar:
+        for configuration, jobs in missing:
+            bar.set_postfix_str(f"{configuration.label}@{configuration.steps}")
+            apply_model(pipe, configuration.model)
+            for i in range(0, len(jobs), plan.spec.batch_size):
+                batch = jobs[i : i + plan.spec.batch_size]
+                store.record_images(_make_batch(pipe, embeddings, plan, configuration, batch, store))
+                bar.update(len(batch))
+
+
+def encode_all(pipe: StableDiffusionPipeline, prompts: Sequence[Prompt]) -> Embeddings:
+    """Encode every distinct prompt, and the empty one."""
+    with torch.no_grad():
+        encoded = {p.id: encode_prompts(pipe, [p.text]) for p in prompts}
+        return Embeddings(encoded, encode_prompts(pipe, [""]))
+
+
+Job = tuple[Prompt, int]  # a prompt and a replicate
+
+
+def _missing(plan: Plan, store: RunStore) -> list[tuple[Configuration, list[Job]]]:
+    done = {row.key for row in store.images() if (store.folder / row.file).exists()}
+    jobs = [(prompt, replicate) for prompt in plan.prompts.prompts for replicate in range(plan.spec.replicates)]
+    missing = [
+        (c, [(p, r) for p, r in jobs if (c.label, c.steps, p.id, r) not in done]) for c in plan.configurations
+    ]
+    return [(c, todo) for c, todo in missing if todo]
+
+
+def _make_batch(
+    pipe: StableDiffusionPipeline,
+    embeddings: Embeddings,
+    plan: Plan,
+    configuration: Configuration,
+    batch: Sequence[Job],
+    store: RunStore,
+) -> list[ImageRow]:
+    seeds = [image_seed(plan.spec.seed, prompt.id, replicate) for prompt, replicate in batch]
+    prompt_embeds = torch.cat([embeddings.by_prompt[prompt.id] for prompt, _ in batch])
+    contract, steps = configuration.model.contract, configuration.steps
+    latents = sample_latents(pipe, contract, steps, prompt_embeds, seeds, embeddings.empty)
+    pixels = decode_latents(pipe, latents)
+    rows = []
+    for (prompt, replicate), seed, picture in zip(batch, seeds, pixels, strict=True):
+        file = f"images/{configuration.label}/{steps}/{prompt.id}_{replicate}.png"
+        png = _png(picture)
+        write_bytes(store.folder / file, png)
+        rows.append(
+            ImageRow(
+                model=configuration.label,
+                steps=steps,
+                prompt_id=prompt.id,
+                prompt=prompt.text,
+                replicate=replicate,
+                seed=seed,
+                file=file,
+                sha256=hashlib.sha256(png).hexdigest(),
+                checkpoint=configuration.model.name,
+                defect=find_defect(picture),
+            )
+        )
+    return rows
+
+
+def find_defect(picture: Tensor) -> str:
+    """Say why a picture (3, H, W) in [0, 1] can't be trusted: ``non-finite``, ``black``, ``constant``, or nothing."""
+    if not bool(torch.isfinite(picture).all()):
+        return "non-finite"
+    pixels = to_uint8(picture)
+    if int(pixels.max()) <= 2:
+        return "black"
+    return "constant" if int(pixels.max()) - int(pixels.min()) <= 2 else ""
+
+
+def _png(picture: Tensor) -> bytes:
+    pixels = to_uint8(torch.nan_to_num(picture)).permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

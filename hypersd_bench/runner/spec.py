@@ -1,0 +1,99 @@
+"""RunSpec: what a benchmark run is asked to do, from a short YAML file, from flags, or from both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from hypersd_bench.errors import InputError, unknown_name
+
+Steps = Annotated[int, Field(ge=1, le=1000)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelRef(_Strict):
+    """A model to run: a family of the catalogue by name, or a LoRA file or ``distill`` folder by path."""
+
+    name: str
+    path: Path | None = None
+    steps: tuple[Steps, ...] | None = None  # None: the spec's own
+
+
+class Timing(_Strict):
+    """How latency is measured: ``repeats`` timed batches after ``warmup`` untimed ones."""
+
+    batch_size: int = Field(1, ge=1)
+    repeats: int = Field(5, ge=1)
+    warmup: int = Field(1, ge=0)
+
+
+def _read_model_ref(value: Any) -> Any:
+    """Take ``teacher``, ``teacher@25``, ``teacher@25,50``, a path, or a mapping."""
+    if not isinstance(value, str):
+        return value
+    name, _, steps = value.partition("@")
+    ref: dict[str, Any] = {"name": name}
+    if name.endswith(".safetensors") or "/" in name:
+        ref = {"name": Path(name).stem, "path": name}
+    if steps:
+        ref["steps"] = [part.strip() for part in steps.split(",")]
+    return ref
+
+
+class RunSpec(_Strict):
+    """A whole run. Every field has a default but the models."""
+
+    name: str = ""
+    base: str = "pocket"
+    models: tuple[Annotated[ModelRef, BeforeValidator(_read_model_ref)], ...] = Field(min_length=1)
+    steps: tuple[Steps, ...] = Field((1, 2, 4, 8), min_length=1)
+    prompts: str = "pocket/held-out"
+    num_prompts: int | None = Field(None, ge=1)
+    replicates: int = Field(1, ge=1)
+    seed: int = Field(0, ge=0)
+    metrics: tuple[str, ...] = ()
+    baseline: str | None = None  # what the others are compared with; None: the first model
+    reference: Path | None = None  # images for set metrics; None: the metric's own
+    batch_size: int = Field(64, ge=1)
+    timing: Timing | None = Timing()
+    out: Path | None = None
+
+
+def load_spec(path: Path | None, overrides: dict[str, Any]) -> RunSpec:
+    """Read a YAML spec and lay the flags that were given over it; raises InputError naming key and nearest known key."""
+    raw = _read_yaml(path) if path else {}
+    raw |= {key: value for key, value in overrides.items() if value is not None}
+    where = str(path) if path else "the flags"
+    if "models" not in raw:
+        raise InputError(f"{where}: no models; give 'models:' in the spec or --models NAME,NAME")
+    try:
+        return RunSpec.model_validate(raw)
+    except ValidationError as error:
+        raise _first_problem(error, where) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"can't read spec {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"spec {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"spec {path} must be a mapping of settings (models:, steps:, prompts:, ...)")
+    return {str(key): value for key, value in raw.items()}
+
+
+def _first_problem(error: ValidationError, where: str) -> InputError:
+    problem = error.errors()[0]
+    location = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        owner = {"models": ModelRef, "timing": Timing}.get(str(problem["loc"][0]), RunSpec)
+        return unknown_name("key", str(problem["loc"][-1]), owner.model_fields, where)
+    return InputError(f"{where}: {location}: {problem['msg'][0].lower()}{problem['msg'][1:]}")

@@ -1,0 +1,152 @@
+"""How a few-step model must be sampled, as a value that travels with its weights.
+
+Published checkpoints carry their contract in the catalogue; every LoRA exported by ``distill`` carries it inside the
+safetensors metadata, so that nobody has to be told the scheduler, the timesteps or the guidance.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hypersd_bench.errors import InputError
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+METADATA_KEY = "hypersd_bench.sampler"
+NUM_TRAIN_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True)
+class SamplerContract:
+    """The one right way to sample a model.
+
+    scheduler: a diffusers class name. settings: its config, over the base's own. timesteps: for each supported step
+    count the timesteps from noisy to clean; a step count that is not a key is refused. guidance_scale: the usual form
+    (0 and 1 mean none). eta: what the scheduler's step takes, or None. lora_scale: how strongly a LoRA is applied.
+    """
+
+    scheduler: str
+    timesteps: Mapping[int, tuple[int, ...]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    guidance_scale: float = 0.0
+    eta: float | None = None
+    lora_scale: float = 1.0
+    prediction_type: str = "epsilon"
+
+    def require_steps(self, steps: int, model: str) -> None:
+        """Raise InputError naming the supported step counts unless ``steps`` is one of them."""
+        if steps not in self.timesteps:
+            supported = ", ".join(str(count) for count in sorted(self.timesteps))
+            raise InputError(f"{model} can't be sampled in {steps} steps: its weights were made for {supported}")
+
+    def make_scheduler(self, base_config: Mapping[str, Any]) -> SchedulerMixin:
+        """Build the scheduler on the base's noise schedule (``pipe.scheduler.config``)."""
+        import diffusers
+
+        kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+        config = {key: base_config[key] for key in kept if key in base_config}
+        scheduler_class = getattr(diffusers, self.scheduler)
+        scheduler: SchedulerMixin = scheduler_class(
+            **config, **{"prediction_type": self.prediction_type, **self.settings}
+        )
+        return scheduler
+
+    def set_timesteps(self, scheduler: Any, steps: int, model: str = "this model") -> None:
+        """Set exactly the contract's timesteps; a scheduler that disagrees is an error, not a surprise."""
+        self.require_steps(steps, model)
+        wanted = list(self.timesteps[steps])
+        if self.scheduler in ("LCMScheduler", "TCDScheduler"):  # these take a list; the others only a count
+            scheduler.set_timesteps(timesteps=wanted)
+        else:
+            scheduler.set_timesteps(steps)
+        got = [round(float(t)) for t in scheduler.timesteps]
+        if got != wanted:
+            raise InputError(f"{model}: {self.scheduler} gives timesteps {got}, its contract says {wanted}")
+
+    def to_json(self) -> str:
+        """One line of JSON, for safetensors metadata and manifests."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> SamplerContract:
+        """Read a contract back; raises InputError when it is none."""
+        try:
+            raw = json.loads(text)
+            timesteps = {int(steps): tuple(int(t) for t in ts) for steps, ts in raw.pop("timesteps").items()}
+            return cls(timesteps=timesteps, **raw)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"not a sampler contract: {error}") from error
+
+
+def trailing(steps: int) -> tuple[int, ...]:
+    """DDIM "trailing" timesteps: round(1000 - i 1000/N) - 1 for i = 0 .. N-1."""
+    return tuple(round(NUM_TRAIN_TIMESTEPS - i * NUM_TRAIN_TIMESTEPS / steps) - 1 for i in range(steps))
+
+
+def skipping(steps: int, grid: int = 50) -> tuple[int, ...]:
+    """The timesteps LCMScheduler and TCDScheduler choose: evenly spaced indices of a ``grid``-point solver grid."""
+    skip = NUM_TRAIN_TIMESTEPS // grid
+    points = [skip * (i + 1) - 1 for i in range(grid)][::-1]
+    return tuple(points[int(i * grid / steps)] for i in range(steps))
+
+
+def ddim_trailing(steps: tuple[int, ...], guidance_scale: float = 0.0) -> SamplerContract:
+    """DDIM, eta 0, trailing timesteps, last step to abar_0: Hyper-SD's per-step LoRAs and multi-step teachers."""
+    return SamplerContract(
+        scheduler="DDIMScheduler",
+        settings={"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": False},
+        timesteps={count: trailing(count) for count in steps},
+        guidance_scale=guidance_scale,
+        eta=0.0,
+    )
+
+
+def euler_trailing(steps: tuple[int, ...]) -> SamplerContract:
+    """Euler, trailing timesteps: SDXL-Lightning."""
+    return SamplerContract(
+        scheduler="EulerDiscreteScheduler",
+        settings={"timestep_spacing": "trailing"},
+        timesteps={count: trailing(count) for count in steps},
+    )
+
+
+def lcm(steps: tuple[int, ...]) -> SamplerContract:
+    """LCMScheduler on its 50-point grid: consistency prediction, then re-noising."""
+    return SamplerContract(scheduler="LCMScheduler", timesteps={count: skipping(count) for count in steps})
+
+
+def tcd(steps: tuple[int, ...], eta: float = 0.3) -> SamplerContract:
+    """TCDScheduler on its 50-point grid with the stochastic parameter gamma = ``eta``."""
+    return SamplerContract(scheduler="TCDScheduler", timesteps={count: skipping(count) for count in steps}, eta=eta)
+
+
+def read_contract(path: Path) -> SamplerContract:
+    """Read the contract inside a safetensors file; raises InputError for a broken file or one without a contract."""
+    metadata = read_safetensors_metadata(path)
+    if METADATA_KEY not in metadata:
+        raise InputError(f"{path} carries no sampler contract; say how to sample it with --contract")
+    return SamplerContract.from_json(metadata[METADATA_KEY])
+
+
+def read_safetensors_metadata(path: Path) -> dict[str, str]:
+    """Read a safetensors header's metadata; a missing, truncated or foreign file raises InputError."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_length = int.from_bytes(file.read(8), "little")
+            if not 0 < header_length <= size - 8:
+                raise ValueError("header length does not fit the file")
+            header = json.loads(file.read(header_length))
+        end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        if 8 + header_length + end != size:
+            raise ValueError(f"{size} bytes where its header announces {8 + header_length + end}: truncated?")
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not a whole safetensors file ({error}); download or export it again") from error
+    return dict(header.get("__metadata__") or {})

@@ -1,0 +1,229 @@
+"""The run directory and its ledger: the only SQL of the core.
+
+    run.json        the resolved spec, its hash, provenance
+    images/         one PNG per image, <model>/<steps>/<prompt id>_<replicate>.png
+    features/       what set metrics extracted, one .npy per metric, model and step count, in image order
+    ledger.sqlite   images, scores, set scores, timings
+
+An image counts when its file is complete and its row is in: files are renamed into place before their rows are
+committed, so kill -9 loses at most the batch in flight and nothing is ever doubled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hypersd_bench.errors import InputError
+
+LEDGER_VERSION = 1
+_SCHEMA = """
+CREATE TABLE image (
+    id INTEGER PRIMARY KEY, model TEXT NOT NULL, steps INTEGER NOT NULL, prompt_id TEXT NOT NULL,
+    prompt TEXT NOT NULL, replicate INTEGER NOT NULL, seed INTEGER NOT NULL, file TEXT NOT NULL,
+    sha256 TEXT NOT NULL, checkpoint TEXT NOT NULL, defect TEXT NOT NULL,
+    UNIQUE (model, steps, prompt_id, replicate));
+CREATE TABLE score (
+    metric TEXT NOT NULL, image_id INTEGER NOT NULL REFERENCES image (id), value REAL, reason TEXT NOT NULL,
+    PRIMARY KEY (metric, image_id)) WITHOUT ROWID;
+CREATE TABLE set_score (
+    metric TEXT NOT NULL, model TEXT NOT NULL, steps INTEGER NOT NULL, value REAL, num_images INTEGER NOT NULL,
+    reference TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (metric, model, steps)) WITHOUT ROWID;
+CREATE TABLE timing (
+    model TEXT NOT NULL, steps INTEGER NOT NULL, stage TEXT NOT NULL, repeat INTEGER NOT NULL,
+    batch_size INTEGER NOT NULL, seconds REAL NOT NULL, device TEXT NOT NULL,
+    PRIMARY KEY (model, steps, stage, repeat, batch_size)) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One image. defect: empty, or why it can't be trusted (``black``, ``constant``, ``non-finite``)."""
+
+    model: str
+    steps: int
+    prompt_id: str
+    prompt: str
+    replicate: int
+    seed: int
+    file: str  # relative to the run directory
+    sha256: str
+    checkpoint: str
+    defect: str = ""
+    id: int | None = None
+
+    @property
+    def key(self) -> tuple[str, int, str, int]:
+        """What makes an image the same image: (model, steps, prompt id, replicate)."""
+        return (self.model, self.steps, self.prompt_id, self.replicate)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """One image's value under a metric; ``value`` is None with a reason when it could not be computed."""
+
+    metric: str
+    image_id: int
+    value: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetScoreRow:
+    """One set metric's value for a model at a step count; reference names the reference set."""
+
+    metric: str
+    model: str
+    steps: int
+    value: float | None
+    num_images: int
+    reference: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TimingRow:
+    """One timed repeat of a stage (``text``, ``denoise``, ``decode``, ``total``) for a batch."""
+
+    model: str
+    steps: int
+    stage: str
+    repeat: int
+    batch_size: int
+    seconds: float
+    device: str
+
+
+class RunStore:
+    """A run directory, opened for reading and writing."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def create(cls, folder: Path, manifest: dict[str, Any]) -> RunStore:
+        """Start a run directory, or go on with one of the same spec (``manifest["spec_hash"]``)."""
+        if (folder / "run.json").exists():
+            store = cls.open(folder)
+            if store.manifest.get("spec_hash") != manifest["spec_hash"]:
+                raise InputError(f"{folder} holds a run of another spec; choose another --out, or remove that folder")
+            return store
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty and holds no run; choose another --out")
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        with sqlite3.connect(folder / "ledger.sqlite") as db:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.executescript(f"{_SCHEMA} PRAGMA user_version={LEDGER_VERSION};")
+        db.close()
+        write_json(folder / "run.json", manifest)  # last: a folder with run.json is a whole run directory
+        return cls(folder, manifest)
+
+    @classmethod
+    def open(cls, folder: Path) -> RunStore:
+        """Open an existing run directory; raises InputError when it is none."""
+        try:
+            manifest = json.loads((folder / "run.json").read_text())
+        except FileNotFoundError:
+            raise InputError(f"{folder} is not a run directory: it has no run.json") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"can't read {folder / 'run.json'}: {error}") from error
+        if not (folder / "ledger.sqlite").exists():
+            raise InputError(f"{folder} is not a whole run directory: ledger.sqlite is missing")
+        store = cls(folder, manifest)
+        with store._database() as db:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version != LEDGER_VERSION:
+            raise InputError(f"{folder / 'ledger.sqlite'} has version {version}; this program reads {LEDGER_VERSION}")
+        return store
+
+    def record_images(self, rows: Sequence[ImageRow]) -> None:
+        """Enter images whose files are complete; one already entered stays as it was."""
+        self._insert("image", "INSERT OR IGNORE", rows)
+
+    def record_scores(self, rows: Sequence[ScoreRow]) -> None:
+        """Enter or replace per-image scores."""
+        self._insert("score", "INSERT OR REPLACE", rows)
+
+    def record_set_scores(self, rows: Sequence[SetScoreRow]) -> None:
+        """Enter or replace set scores."""
+        self._insert("set_score", "INSERT OR REPLACE", rows)
+
+    def record_timings(self, rows: Sequence[TimingRow]) -> None:
+        """Enter or replace timings."""
+        self._insert("timing", "INSERT OR REPLACE", rows)
+
+    def images(self) -> list[ImageRow]:
+        """All images, ordered by model, steps, prompt id and replicate: every model's images line up."""
+        return list(self._select(ImageRow, "image", "ORDER BY model, steps, prompt_id, replicate"))
+
+    def scores(self, metric: str) -> dict[int, ScoreRow]:
+        """A metric's scores by image id."""
+        return {row.image_id: row for row in self._select(ScoreRow, "score", "WHERE metric = ?", metric)}
+
+    def scored_metrics(self) -> list[str]:
+        """Ids of all metrics with any score, per image or per set."""
+        with self._database() as db:
+            return [row[0] for row in db.execute("SELECT metric FROM score UNION SELECT metric FROM set_score")]
+
+    def set_scores(self) -> list[SetScoreRow]:
+        """All set scores."""
+        return list(self._select(SetScoreRow, "set_score"))
+
+    def timings(self) -> list[TimingRow]:
+        """All timings."""
+        return list(self._select(TimingRow, "timing"))
+
+    def features_path(self, metric: str, model: str, steps: int) -> Path:
+        """Where a set metric keeps its (N, d) float32 features of a model's images, in the order of ``images()``."""
+        return self.folder / "features" / metric.replace("/", "_") / f"{model.replace('/', '_')}@{steps}.npy"
+
+    def _insert(self, table: str, verb: str, rows: Sequence[Any]) -> None:
+        if not rows:
+            return
+        names = [f.name for f in fields(rows[0])]
+        sql = f"{verb} INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+        with self._database() as db:
+            db.executemany(sql, [astuple(row) for row in rows])
+
+    def _select(self, row_type: type[Any], table: str, clause: str = "", *parameters: object) -> Iterable[Any]:
+        names = [f.name for f in fields(row_type)]
+        with self._database() as db:
+            return [row_type(*row) for row in db.execute(f"SELECT {', '.join(names)} FROM {table} {clause}", parameters)]
+
+    @contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        db = sqlite3.connect(self.folder / "ledger.sqlite", timeout=30)
+        try:
+            with db:
+                yield db
+        except sqlite3.DatabaseError as error:
+            raise InputError(f"{self.folder / 'ledger.sqlite'}: {error}") from error
+        finally:
+            db.close()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: to a neighbour first, then renamed into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"can't write {path}: {error.strerror}") from error
