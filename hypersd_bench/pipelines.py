@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 from hypersd_bench.catalog.spec import ModelSpec
@@ -46,6 +47,8 @@ def load_base(base: str, device: str | torch.device = "cpu") -> StableDiffusionP
     pipe.set_progress_bar_config(disable=True)
     for model in (pipe.unet, pipe.vae, pipe.text_encoder):
         model.eval().requires_grad_(False)
+    if torch.device(device).type == "cpu":  # PyTorch's fused attention is slow on a CPU, its backward above all
+        pipe.unet.set_attn_processor(AttnProcessor())
     return pipe.to(device)
 
 

@@ -88,8 +88,9 @@ def _compute() -> Iterator[Finding]:
 def _load() -> Finding:
     """Other work on the machine makes every latency wrong."""
     load, cores = os.getloadavg()[0], _num_cores()
-    busy = load > 0.5 * cores
-    return Finding("load", "note" if busy else "ok", f"{load:.1f} on {cores} cores{': latencies would be wrong' * busy}")
+    if load > 0.5 * cores:
+        return Finding("load", "note", f"{load:.1f} on {cores} cores: latencies would be wrong")
+    return Finding("load", "ok", f"{load:.1f} on {cores} cores")
 
 
 def _num_cores() -> int:

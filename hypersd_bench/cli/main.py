@@ -1,10 +1,10 @@
 """The program: lazy verbs from the registry, and the boundary where errors become one line and an exit code.
 
-    0    done
-    1    a check or a gate did not hold
-    2    bad input, or a full disk
-    70   a bug of ours; HYPERSD_BENCH_DEBUG=1 shows the traceback
-    130  interrupted, and resumable
+0    done
+1    a check or a gate did not hold
+2    bad input, or a full disk
+70   a bug of ours; HYPERSD_BENCH_DEBUG=1 shows the traceback
+130  interrupted, and resumable
 """
 
 from __future__ import annotations
@@ -87,16 +87,16 @@ def _run(arguments: Sequence[str] | None) -> int:
     refuse_shadows()
     quiet_libraries()
     try:
-        result = program.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
+        # not program.main(): it has its own answers to closed pipes and interrupts
+        with program.make_context(PROGRAM, list(sys.argv[1:] if arguments is None else arguments)) as context:
+            program.invoke(context)
+    except click.exceptions.Exit as end:
+        return end.exit_code
     except ModuleNotFoundError as error:
         if error.name and error.name.partition(".")[0] in ("hypersd_bench", *PACKAGES):
             raise  # ours: a bug, not something to install
         raise InputError(f"the package {error.name!r} is not installed; run `make setup`, or pip install it") from error
-    except SystemExit as stop:
-        if isinstance(stop.__context__, BrokenPipeError):  # click's own answer would be exit code 1, a failed check
-            raise stop.__context__ from None
-        raise
-    return result if isinstance(result, int) else 0
+    return 0
 
 
 def _unexpected(error: Exception) -> int:

@@ -1,7 +1,8 @@
 """Stage ``aesthetic``: a head on the miniature's CLIP embedding that prefers clean pictures to spoiled ones.
 
 It is a proxy and nothing more: nobody rated anything. It learns to rank renders by how strongly they were spoiled
-(RankIQA's idea, Liu et al. 1707.08347), so it sees technical flaws, not beauty. Never compare it with LAION's predictor.
+(RankIQA's idea, Liu et al. 1707.08347), so it sees technical flaws, not beauty, and its numbers are not those of
+LAION's predictor.
 """
 
 from __future__ import annotations
@@ -73,16 +74,15 @@ def train_aesthetic(
 
     ``schedule.batch_size`` counts scenes; each is seen clean and at every strength.
     """
-    pictures = Pictures(scene_pool(folder, pool_size), vae)
+    pictures = Pictures(scene_pool(folder, pool_size), vae, folder)
     torch.manual_seed(0)
     judge = PocketAesthetic(clip, AestheticHead().to(device))
 
     def ladder(step: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([step, 6])
         x = pictures.draw(rng.integers(pool_size, size=schedule.batch_size), rng, device)
-        kinds = rng.choice(list(DEGRADATIONS), size=len(x))
         with torch.no_grad():
-            return spoiled_ladder(x, list(kinds), seed=step), torch.tensor(LEVELS, device=device).repeat(len(x))
+            return spoiled_ladder(x, seed=step)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
         x, level = ladder(step)
@@ -92,16 +92,21 @@ def train_aesthetic(
 
     facts = fit("aesthetic", judge.head, loss_at, schedule, folder, device)
     with torch.no_grad():
-        ratings, levels = zip(*((judge.rating(x), level) for x, level in map(ladder, range(schedule.steps, schedule.steps + 16))), strict=True)
-    _scale_ratings(judge.head, torch.cat(ratings), torch.cat(levels))
+        rungs = [ladder(step) for step in range(schedule.steps, schedule.steps + 16)]
+        ratings = torch.cat([judge.rating(x) for x, _ in rungs])
+    scale_ratings(judge.head, ratings, torch.cat([level for _, level in rungs]))
     return judge, facts
 
 
-def spoiled_ladder(x: Tensor, kinds: list[str], seed: int) -> Tensor:
-    """Spoil each image (N, 3, H, W) in its own kind at strengths 0 to 4: (5 N, 3, H, W), an image's five in a row."""
-    ladders = [torch.cat([degrade(kind, image[None], strength, seed * len(x) + i) for strength in LEVELS])
-               for i, (kind, image) in enumerate(zip(kinds, x, strict=True))]  # fmt: skip
-    return torch.cat(ladders)
+def spoiled_ladder(x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Spoil each image (N, 3, H, W) at strengths 0 to 4, a share of the images in each kind.
+
+    Returns images (5 N, 3, H, W) and the strength of each, (5 N,).
+    """
+    shares = zip(DEGRADATIONS, x.tensor_split(len(DEGRADATIONS)), strict=True)
+    rungs = [(degrade(kind, share, level, seed), level) for kind, share in shares for level in LEVELS]
+    levels = torch.cat([torch.full((len(share),), level, device=x.device) for share, level in rungs])
+    return torch.cat([share for share, _ in rungs]), levels
 
 
 def ranking_loss(ratings: Tensor, level: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -114,7 +119,7 @@ def ranking_loss(ratings: Tensor, level: Tensor) -> tuple[Tensor, dict[str, floa
 
 
 @torch.no_grad()
-def _scale_ratings(head: AestheticHead, ratings: Tensor, level: Tensor) -> None:
+def scale_ratings(head: AestheticHead, ratings: Tensor, level: Tensor) -> None:
     """Fold into the last layer that clean pictures rate 8 and the most spoiled 2 on average."""
     clean, spoiled = ratings[level == 0].mean(), ratings[level == LEVELS[-1]].mean()
     scale = (CLEAN_RATING - SPOILED_RATING) / (clean - spoiled).clamp(min=1e-6)

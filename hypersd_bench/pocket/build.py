@@ -40,7 +40,7 @@ class Recipe:
     """How long each stage trains."""
 
     vae: Schedule = Schedule(steps=2600, batch_size=32, learning_rate=2e-3)
-    teacher: Schedule = Schedule(steps=5000, batch_size=64, learning_rate=1e-3)
+    teacher: Schedule = Schedule(steps=4500, batch_size=64, learning_rate=1e-3)
     clip: Schedule = Schedule(steps=1500, batch_size=128, learning_rate=1e-3)
     aesthetic: Schedule = Schedule(steps=600, batch_size=64, learning_rate=1e-3)
     checker: Schedule = Schedule(steps=1200, batch_size=64, learning_rate=2e-3)
@@ -101,23 +101,27 @@ def _teacher(out: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
 
 
 def _clip(out: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
-    tokenizer = build_tokenizer(out / "work" / "tokenizer")
-    del tokenizer
-    model, facts = train_clip(out / "work", recipe.clip, recipe.pool_size, device, vae=_load_vae(out, device))
-    save_clip(model, out / "clip")
+    tokenizer = out / "base" / "tokenizer"
+    build_tokenizer(tokenizer)
+    clip, facts = train_clip(
+        out / "work", tokenizer, recipe.clip, recipe.pool_size, device, vae=_load_vae(out, device)
+    )
+    save_clip(clip.model, out / "clip")
     return facts
 
 
 def _aesthetic(out: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
     clip = load_clip(out / "clip", out / "base" / "tokenizer", device)
-    head, facts = train_aesthetic(out / "work", recipe.aesthetic, recipe.pool_size, clip, device)
-    save_aesthetic(head, out / "aesthetic.safetensors")
+    vae = _load_vae(out, device)
+    judge, facts = train_aesthetic(out / "work", clip, recipe.aesthetic, recipe.pool_size, device, vae=vae)
+    save_aesthetic(judge, out)
     return facts
 
 
 def _checker(out: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
-    checker, facts = train_checker(out / "work", recipe.checker, recipe.pool_size, device, vae=_load_vae(out, device))
-    save_checker(checker, out / "checker.safetensors")
+    vae = _load_vae(out, device)
+    checker, facts = train_checker(out / "work", recipe.checker, recipe.pool_size, device, vae=vae)
+    save_checker(checker, out)
     return facts
 
 

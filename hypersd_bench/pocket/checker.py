@@ -30,6 +30,7 @@ from hypersd_bench.store import write_bytes
 
 CELLS = 16  # cells on a side, 4x4 pixels each
 CLASSES = (*CONCEPT_NAMES, *BACKGROUND_NAMES)
+NUM_LABELLED = 10_000  # scenes rendered with their masks; more teach it nothing new
 MIN_CELLS = 6  # half of the least that an emoji covers (12 cells: a banana in a pair); less is a smudge, not an emoji
 WEIGHTS_FILE = "checker.safetensors"
 _NEIGHBOURS = np.ones((3, 3), int)  # cells that touch at a corner belong together
@@ -152,15 +153,16 @@ def labelled_pool(folder: Path, count: int) -> tuple[NDArray[np.uint8], NDArray[
 def train_checker(
     folder: Path, schedule: Schedule, pool_size: int, device: torch.device, vae: AutoencoderKL | None = None
 ) -> tuple[Checker, dict[str, Any]]:
-    """Train on rendered scenes, part of them seen through ``vae``; returns the checker and the facts of the training."""
-    images, cells = labelled_pool(folder, pool_size)
-    pictures = Pictures(images, vae)
+    """Train on rendered scenes, part of them through ``vae``; returns the checker and the facts of the training."""
+    count = min(pool_size, NUM_LABELLED)
+    images, cells = labelled_pool(folder, count)
+    pictures = Pictures(images, vae, folder)
     torch.manual_seed(0)
     net = CellNet().to(device)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng([step, 5])
-        index = rng.integers(pool_size, size=schedule.batch_size)
+        index = rng.integers(count, size=schedule.batch_size)
         target = torch.from_numpy(cells[index]).to(device).long()
         logits = net(flawed(pictures.draw(index, rng, device), rng)).float()
         right = (logits.argmax(1) == target).float().mean()

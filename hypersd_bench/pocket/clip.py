@@ -96,7 +96,7 @@ def train_clip(
 ) -> tuple[PocketClip, dict[str, Any]]:
     """Train on rendered scenes, part of them seen through ``vae``; returns the judge and the facts of the training."""
     tokenizer = open_tokenizer(tokenizer_folder)
-    pictures = Pictures(scene_pool(folder, pool_size), vae)
+    pictures = Pictures(scene_pool(folder, pool_size), vae, folder)
     batches = TwinBatches(tuple(scenes(0, pool_size)))
     torch.manual_seed(0)
     clip = PocketClip(open_clip.CLIP(**clip_config(len(tokenizer.tokenizer))).to(device), tokenizer)

@@ -5,6 +5,7 @@ A judge that knows only clean renders would judge an autoencoder's softness, not
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from hypersd_bench.errors import InputError
 from hypersd_bench.pocket.degradations import blurred
 from hypersd_bench.pocket.scenes import SIZE
-from hypersd_bench.pocket.training import to_unit
+from hypersd_bench.pocket.training import fast_bf16, to_unit
 
+NUM_DECODED = 4096
 LATENT_NOISE = 0.4  # latents have unit spread; more noise than this hides small emoji
 
 
@@ -32,7 +35,7 @@ def through_vae(vae: AutoencoderKL, images: NDArray[np.uint8], latent_noise: flo
     decoded = np.empty_like(images)
     for i in range(0, len(images), 64):
         with torch.no_grad():
-            z = vae.encode(to_unit(images[i : i + 64], device)).latent_dist.mode()
+            z = vae.encode(to_unit(images[i : i + 64].copy(), device)).latent_dist.mode()
             strength = latent_noise * torch.rand((len(z), 1, 1, 1), generator=generator)
             z = z + (strength * torch.randn(z.shape, generator=generator)).to(device)
             pixels = vae.decode(z).sample.clamp(-1, 1).float()
@@ -40,13 +43,28 @@ def through_vae(vae: AutoencoderKL, images: NDArray[np.uint8], latent_noise: flo
     return decoded
 
 
+def decoded_pool(folder: Path, clean: NDArray[np.uint8], vae: AutoencoderKL) -> NDArray[np.uint8]:
+    """Pass renders through the autoencoder once and keep the result in ``folder`` for all judges."""
+    path = folder / f"decoded-{len(clean)}.npy"
+    if not path.exists():
+        with torch.autocast(vae.device.type, torch.bfloat16, enabled=fast_bf16(vae.device)):
+            parts = [through_vae(vae, clean[i : i + 256], LATENT_NOISE, seed=i)
+                     for i in tqdm(range(0, len(clean), 256), desc="pocket decoded", unit="batch")]  # fmt: skip
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.save(file, np.concatenate(parts))
+        os.replace(partial, path)
+    decoded: NDArray[np.uint8] = np.load(path)
+    return decoded
+
+
 class Pictures:
     """A pool of renders, part of it also as seen through the autoencoder."""
 
-    def __init__(self, clean: NDArray[np.uint8], vae: AutoencoderKL | None, num_decoded: int = 4096) -> None:
-        """Take renders (N, 64, 64, 3) uint8; the first ``num_decoded`` pass through ``vae`` if there is one."""
+    def __init__(self, clean: NDArray[np.uint8], vae: AutoencoderKL | None, folder: Path) -> None:
+        """Take renders (N, 64, 64, 3) uint8; the first NUM_DECODED pass through ``vae`` if there is one."""
         self.clean = clean
-        self.decoded = clean[:0] if vae is None else through_vae(vae, clean[:num_decoded], LATENT_NOISE)
+        self.decoded = clean[:0] if vae is None else decoded_pool(folder, clean[:NUM_DECODED], vae)
 
     def draw(self, index: NDArray[np.int64], rng: np.random.Generator, device: torch.device) -> Tensor:
         """Pictures of the scenes at ``index``, (N, 3, 64, 64) float32 in [0, 1]; half of those decoded are taken so."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hypersd_bench import provenance, registry
-from hypersd_bench.catalog.pocket import lora_family
+from hypersd_bench.catalog.base import lora_family, teacher
 from hypersd_bench.catalog.spec import ModelSpec
 from hypersd_bench.contracts import MetricInfo
 from hypersd_bench.errors import InputError, unknown_name
@@ -65,8 +65,8 @@ def make_plan(spec: RunSpec, folder: Path = Path()) -> Plan:
 
 
 def catalogue(base: str) -> dict[str, list[ModelSpec]]:
-    """The catalogue's models for a base, by family."""
-    families: dict[str, list[ModelSpec]] = {}
+    """The models known for a base, by family: those of the catalogue, and always its own teacher."""
+    families: dict[str, list[ModelSpec]] = {"teacher": [teacher(base)]} if base != "pocket" else {}
     for row in registry.rows("family"):
         for model in registry.resolve("family", row)():
             if model.base == base:

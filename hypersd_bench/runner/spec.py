@@ -91,7 +91,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _first_problem(error: ValidationError, where: str) -> InputError:
-    problem = error.errors()[0]
+    problems = error.errors()
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])  # a misspelt key is the cause
     location = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         owner = {"models": ModelRef, "timing": Timing}.get(str(problem["loc"][0]), RunSpec)

@@ -1,0 +1,191 @@
+"""A distillation's folder: what it is (``distill.json``), where it is (``checkpoints/``), and how it goes on.
+
+distill.json              settings, their hash, provenance, finished stages
+checkpoints/<stage>-<images>/  weights.safetensors, optimizers.pt, position.json: renamed into place when whole
+train.jsonl, tensorboard/, samples/, cache/
+*.safetensors             the LoRAs to use; stages/ holds those of intermediate stages
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from distill.presets import PRESETS, Preset
+from hypersd_bench.errors import InputError
+from hypersd_bench.pipelines import base_folder
+from hypersd_bench.provenance import sha256
+from hypersd_bench.store import write_bytes, write_json
+
+MANIFEST = "distill.json"
+KEPT_CHECKPOINTS = 2
+_OURS = ("checkpoints", "stages", "samples", "tensorboard", "train.jsonl", "README.md")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides a distillation's result: two runs of equal settings are the same run."""
+
+    method: str
+    base: str
+    preset: Preset
+    seed: int = 0
+
+    @property
+    def command(self) -> str:
+        """The command that repeats this run."""
+        known = PRESETS.get(self.preset.name)
+        images = "" if known and known.images == self.preset.images else f" --images {self.preset.images}"
+        return f"hypersd-bench distill {self.method} --base {self.base} --preset {self.preset.name}{images} --seed {self.seed}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, with the hash of the base's UNet: another base under the same name is another run."""
+        weights = sorted((base_folder(self.base) / "unet").glob("*.safetensors"))
+        if not weights:
+            raise InputError(f"base {self.base!r}: its unet folder holds no safetensors weights")
+        return {**asdict(self), "base_unet_sha256": sha256(weights[0])}
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is: the stage's index, images seen in that stage and in all, seconds spent training."""
+
+    stage: int = 0
+    stage_images: int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+
+class RunFolder:
+    """A distillation's folder, opened for going on."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: Path, settings: Settings, provenance: Mapping[str, Any], fresh: bool) -> RunFolder:
+        """Open the folder of these settings, new or half done; raises InputError when it holds anything else."""
+        wanted = json.loads(json.dumps(settings.to_json()))  # tuples become lists, as in the file
+        digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+        manifest = {"settings": wanted, "settings_hash": digest, "provenance": dict(provenance), "state": "running",
+                    "stages": []}  # fmt: skip
+        found = _read_manifest(path)
+        if found is None and path.exists() and any(path.iterdir()):
+            raise InputError(f"{path} is not empty and holds no distillation; choose another --out")
+        if found is not None and fresh:
+            _clear(path, found)
+        elif found is not None:
+            if found["settings_hash"] != digest:
+                raise InputError(f"{path} holds another distillation ({_difference(found['settings'], wanted)}); "
+                                 "choose another --out, or start over with --fresh")  # fmt: skip
+            return cls(path, found)
+        write_json(path / MANIFEST, manifest)
+        return cls(path, manifest)
+
+    @property
+    def done(self) -> bool:
+        """Whether every stage is finished."""
+        return bool(self.manifest["state"] == "done")
+
+    def finish_stage(self, entry: Mapping[str, Any]) -> None:
+        """Enter a finished stage; one entered before (its checkpoint was lost) is replaced."""
+        others = [stage for stage in self.manifest["stages"] if stage["name"] != entry["name"]]
+        self.manifest["stages"] = [*others, dict(entry)]
+        write_json(self.path / MANIFEST, self.manifest)
+
+    def finish(self) -> None:
+        """Mark the run as done and drop what only going on needs."""
+        self.manifest["state"] = "done"
+        write_json(self.path / MANIFEST, self.manifest)
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+    def save(self, position: Position, weights: Mapping[str, Tensor], optimizers: Mapping[str, Any]) -> Path:
+        """Write a checkpoint whole or not at all, and prune old ones."""
+        folder = self.path / "checkpoints" / f"{position.stage:02d}-{position.images:012d}"
+        if not folder.exists():  # else the same position of the same run: the same state
+            partial = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            buffer = io.BytesIO()
+            torch.save(dict(optimizers), buffer)
+            write_bytes(partial / "optimizers.pt", buffer.getvalue())
+            tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}
+            write_bytes(partial / "weights.safetensors", to_safetensors(tensors))
+            write_json(partial / "position.json", asdict(position))
+            os.replace(partial, folder)
+            for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
+                shutil.rmtree(old)
+        return folder
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint."""
+        return next(iter(reversed(self._checkpoints())), None)
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(path for path in (self.path / "checkpoints").glob("*") if path.suffix != ".partial")
+
+
+def load_position(checkpoint: Path | None) -> Position:
+    """Where a checkpoint stands; the start without one."""
+    return Position(**json.loads((checkpoint / "position.json").read_text())) if checkpoint else Position()
+
+
+def load_state(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A checkpoint's weights and optimizer states, on the CPU."""
+    optimizers = torch.load(checkpoint / "optimizers.pt", map_location="cpu", weights_only=True)
+    return load_file(checkpoint / "weights.safetensors"), optimizers
+
+
+def keep_log_until(log: Path, images: int) -> None:
+    """Cut rows from a JSONL log that were written after ``images`` images seen: they will be written again."""
+    if log.exists():
+        lines = [line for line in log.read_text().splitlines() if _images_seen(line) <= images]
+        write_bytes(log, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _images_seen(line: str) -> float:
+    try:
+        return float(json.loads(line)["images_seen"])
+    except ValueError:  # cut off in the middle by a kill
+        return float("inf")
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    try:
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+        return manifest
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"can't read {path / MANIFEST}: {error}") from error
+
+
+def _clear(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Remove what a run has written, and nothing else."""
+    for stage in manifest["stages"]:
+        (path / stage["file"]).unlink(missing_ok=True)
+    for name in _OURS:
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)
+        else:
+            (path / name).unlink(missing_ok=True)
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Name the first setting that differs."""
+    flat_found, flat_wanted = ({**settings, **settings["preset"], "preset": settings["preset"]["name"]}
+                               for settings in (found, wanted))  # fmt: skip
+    keys = [key for key in flat_wanted if key != "name" and flat_found.get(key) != flat_wanted[key]]
+    return "; ".join(f"its {key} is {flat_found.get(key)}, not {flat_wanted[key]}" for key in keys[:1])

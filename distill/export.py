@@ -1,0 +1,131 @@
+"""A stage's student as a LoRA file that can't be sampled wrong, looked at once more before it counts.
+
+The EMA is exported: over the last twenty or so steps of a short run it averages out what single batches did.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from distill.roles import Roles
+from distill.stages import Batch, Stage
+from hypersd_bench.errors import HypersdBenchError
+from hypersd_bench.pipelines import load_base, sample
+from hypersd_bench.pocket.prompts import held_out_prompts
+from hypersd_bench.pocket.scenes import ATTRIBUTION
+from hypersd_bench.sampling import METADATA_KEY, SamplerContract, ddim_trailing
+from hypersd_bench.seeding import image_seed
+from hypersd_bench.store import write_bytes
+
+CARD_KEY = "hypersd_bench.card"
+TOLERANCE = 0.02  # of the largest predicted noise; rounding to fp16 moves it by about a thousandth
+GRID_PROMPTS = 8
+TEACHER_STEPS = 25
+CARD = """# {method}, distilled from {base}
+
+LoRAs of rank {rank} on the UNet with SHA-256 `{sha256}`. Each file says in its own metadata how it must be sampled.
+
+| file | steps | scheduler | images seen | seconds of training |
+|---|---|---|---|---|
+{rows}
+
+Made by `{command}` on {created} ({machine}, {device}). The exported weights are the running mean (EMA) of the student;
+every stage starts from the exported weights of the stage before. Curves: `train.jsonl`, `tensorboard/`; pictures:
+`samples/`, the teacher's in the first row.
+
+```python
+pipe.load_lora_weights("{file}")
+```
+
+Training pictures: rendered emoji scenes. {attribution}
+"""
+
+
+class Exporter:
+    """Writes a run's LoRAs, and looks at each through one pipeline that training never touches."""
+
+    def __init__(self, base: str, folder: Path, device: torch.device, teacher_guidance: float) -> None:
+        self._base, self._folder, self._device, self._guidance = base, folder, device, teacher_guidance
+
+    def export(self, stage: Stage, roles: Roles, batch: Batch, card: Mapping[str, Any]) -> float:
+        """Write the EMA and its sample grid; returns the file's largest relative difference from what was trained."""
+        path = self._folder / f"{stage.export}.safetensors"
+        contract = replace(stage.contract, prediction_type=roles.schedule.prediction_type)
+        write_lora(path, roles, contract, card)
+        teacher_row = self._teacher_row
+        self._pipe.load_lora_weights(path.parent, weight_name=path.name)
+        try:
+            difference = largest_difference(self._pipe, roles, batch)
+            if not difference <= TOLERANCE:  # not >, which lets NaN through
+                raise HypersdBenchError(f"{path} loads as another model than was trained: off by {difference:.1%}")
+            write_grid(self._folder / "samples" / f"{stage.name}.png", self._pipe, contract, teacher_row)
+        finally:
+            self._pipe.unload_lora_weights()
+        return difference
+
+    @cached_property
+    def _pipe(self) -> StableDiffusionPipeline:
+        return load_base(self._base, self._device)
+
+    @cached_property
+    def _teacher_row(self) -> Tensor:
+        contract = ddim_trailing((TEACHER_STEPS,), self._guidance)
+        return sample(self._pipe, contract, TEACHER_STEPS, *_grid_prompts())
+
+
+def write_lora(path: Path, roles: Roles, contract: SamplerContract, card: Mapping[str, Any]) -> None:
+    """Write the EMA as fp16 under diffusers' LoRA keys, with its sampler contract and card in the metadata."""
+    tensors = {f"unet.{name}": value.detach().to("cpu", torch.float16) for name, value in roles.state("ema").items()}
+    metadata = {"format": "pt", METADATA_KEY: contract.to_json(), CARD_KEY: json.dumps(card, sort_keys=True)}
+    write_bytes(path, to_safetensors(tensors, metadata=metadata))
+
+
+@torch.no_grad()
+def largest_difference(pipe: StableDiffusionPipeline, roles: Roles, batch: Batch) -> float:
+    """The largest difference between the pipeline's and the trained EMA's noise, relative to the largest noise."""
+    t = torch.linspace(0, roles.schedule.num_train_timesteps - 1, len(batch.z0)).long().to(batch.z0.device)
+    trained = roles.predict("ema", batch.z0, t, batch.text)
+    output = pipe.unet(batch.z0, t, encoder_hidden_states=batch.text, return_dict=False)[0]
+    return float((roles.schedule.eps(output, batch.z0, t) - trained).abs().max() / trained.abs().max())
+
+
+def write_grid(path: Path, pipe: StableDiffusionPipeline, contract: SamplerContract, teacher_row: Tensor) -> None:
+    """Write a PNG: the teacher's row, then one for each step count of the contract; the same prompts and noise."""
+    rows = [teacher_row, *(sample(pipe, contract, steps, *_grid_prompts()) for steps in sorted(contract.timesteps))]
+    grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)  # (3, rows x H, prompts x W)
+    buffer = BytesIO()
+    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
+
+
+def write_card(folder: Path, manifest: Mapping[str, Any], command: str) -> None:
+    """Write the run's README.md: what the files are, how they were made, how to use them."""
+    settings, stages = manifest["settings"], [s for s in manifest["stages"] if "/" not in s["file"]]
+    rows = "\n".join(
+        f"| `{s['file']}` | {', '.join(map(str, s['steps']))} | {s['scheduler']} | {s['images_seen']} | {s['seconds']:.0f} |"
+        for s in stages
+    )
+    text = CARD.format(
+        method=settings["method"], base=settings["base"], sha256=settings["base_unet_sha256"], rows=rows,
+        rank=settings["preset"]["rank"], seed=settings["seed"], command=command, file=stages[-1]["file"],
+        created=manifest["provenance"]["created"], machine=manifest["provenance"]["machine"],
+        device=manifest["provenance"]["device"], attribution=ATTRIBUTION,
+    )  # fmt: skip
+    write_bytes(folder / "README.md", text.encode())
+
+
+def _grid_prompts() -> tuple[list[str], list[int]]:
+    chosen = held_out_prompts().prompts[:GRID_PROMPTS]
+    return [prompt.text for prompt in chosen], [image_seed(0, prompt.id, 0) for prompt in chosen]

@@ -1,0 +1,272 @@
+"""THE training loop: accumulate, step, clip, EMA, checkpoint, log, samples. It knows stages and losses, no method.
+
+Everything random in a step is drawn from (seed, stage, images seen), and everything else is in the checkpoint, so a
+run that was stopped anywhere and resumed is, to the bit on one CPU, the run that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from distill.checkpoint import (
+    Position,
+    RunFolder,
+    Settings,
+    keep_log_until,
+    load_position,
+    load_state,
+)
+from distill.data import SceneLatents
+from distill.export import Exporter, write_card
+from distill.roles import Roles
+from distill.schedule import NoiseSchedule
+from distill.signals import Interrupt
+from distill.stages import Losses, Stage
+from hypersd_bench import registry
+from hypersd_bench.errors import HypersdBenchError
+from hypersd_bench.pipelines import load_base
+from hypersd_bench.pocket.training import fast_bf16
+from hypersd_bench.provenance import collect, sha256
+from hypersd_bench.seeding import image_seed
+
+LOG_EVERY = 10  # optimizer steps
+CHECKED_IMAGES = 16  # on which an exported file is compared with what was trained
+
+
+def train(settings: Settings, out: Path, device: str = "cpu", fresh: bool = False) -> dict[str, Any]:
+    """Distil, or go on distilling, into the folder ``out``; returns its manifest (``distill.json``).
+
+    Raises InputError for a folder of other settings, KeyboardInterrupt once a checkpoint is kept after Ctrl-C.
+    """
+    stages: tuple[Stage, ...] = registry.resolve("method", settings.method)().stages(settings.preset)
+    run = RunFolder.open(out, settings, collect(device).to_json(), fresh)
+    if not run.done:
+        Trainer(settings, run, stages, device).run_all()
+    return run.manifest
+
+
+class Trainer:
+    """A run in progress: its cast, optimizers and position."""
+
+    def __init__(self, settings: Settings, run: RunFolder, stages: tuple[Stage, ...], device: str) -> None:
+        self.settings, self.preset, self.run, self.stages = settings, settings.preset, run, stages
+        self.accelerator = Accelerator(
+            cpu=device == "cpu",
+            mixed_precision="bf16" if fast_bf16(torch.device(device)) else "no",
+            gradient_accumulation_steps=self.preset.accumulate,
+            log_with="tensorboard",
+            project_dir=str(run.path),
+        )
+        self.device: torch.device = self.accelerator.device
+        pipe = load_base(settings.base, self.device)
+        self.data = SceneLatents(
+            pipe,
+            self.preset.scenes,
+            run.path / "cache" / run.manifest["settings"]["base_unet_sha256"][:12],
+            settings.seed,
+        )
+        schedule = NoiseSchedule.from_config(pipe.scheduler.config, device=self.device)
+        self.roles = Roles(pipe.unet, schedule, self.preset.rank, settings.seed)
+        if any(stage.new_previous for stage in stages):
+            self.roles.add("previous")
+        self.optimizers: dict[str, Any] = {}
+        self.position = Position()
+        self.window: list[dict[str, Tensor]] = []
+        self.log = run.path / "train.jsonl"
+        self.exporter = Exporter(settings.base, run.path, self.device, sum(self.preset.guidance) / 2)
+
+    def run_all(self) -> None:
+        """Train every stage that is not finished yet."""
+        checkpoint = self.run.latest()
+        self.position = load_position(checkpoint)
+        keep_log_until(self.log, self.position.images)
+        self.accelerator.init_trackers(
+            "tensorboard", init_kwargs={"tensorboard": {"purge_step": self.position.images + 1}}
+        )
+        total = sum(stage.images for stage in self.stages)
+        with (
+            Interrupt() as interrupt,
+            tqdm(total=total, initial=self.position.images, unit="img", mininterval=1, smoothing=0.1) as bar,
+        ):
+            for index in range(self.position.stage, len(self.stages)):
+                bar.set_description(f"{self.settings.method} {self.stages[index].name}")
+                self._begin(self.stages[index], checkpoint)
+                checkpoint = None
+                self._train_stage(self.stages[index], bar, interrupt)
+                self._finish_stage(self.stages[index])
+        self.accelerator.end_training()
+        write_card(self.run.path, self.run.manifest, self.settings.command)
+        self.run.finish()
+
+    def _begin(self, stage: Stage, checkpoint: Path | None) -> None:
+        """Set the cast as a stage starts, with fresh EMA, optimizers and discriminator; or as the checkpoint left it."""
+        if checkpoint is not None:
+            self._load_adapters(checkpoint)
+        if self.position.stage_images == 0:
+            if stage.new_previous:
+                self.roles.copy("student", "previous")
+            self.roles.copy("student", "ema")
+        self.roles.discriminator = None
+        self.optimizers = {"student": self._optimizer(self.roles.parameters("student"), stage)}
+        if stage.discriminator is not None:
+            with torch.random.fork_rng():
+                torch.manual_seed(image_seed(self.settings.seed, f"discriminator/{stage.name}", 0))
+                discriminator = stage.discriminator(self.roles.unet).to(self.device)
+            self.roles.discriminator = discriminator
+            self.optimizers["discriminator"] = self._optimizer(list(discriminator.parameters()), stage)
+        if checkpoint is not None and self.position.stage_images > 0:
+            self._load_training(checkpoint)
+
+    def _optimizer(self, parameters: list[nn.Parameter], stage: Stage) -> Any:
+        adam = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=stage.betas, weight_decay=0.0, fused=True)
+        return self.accelerator.prepare_optimizer(adam)
+
+    def _train_stage(self, stage: Stage, bar: tqdm[Any], interrupt: Interrupt) -> None:
+        num_steps = stage.images // self.preset.batch_size
+        step = self.position.stage_images // self.preset.batch_size
+        self.window, saved, logged = [], time.monotonic(), time.monotonic()
+        while step < num_steps:
+            rate = stage.learning_rate * learning_rate_factor(step, num_steps, self.preset.warmup)
+            self._step(stage, rate)
+            step += 1
+            bar.update(self.preset.batch_size)
+            if step % LOG_EVERY == 0 or step == num_steps or interrupt.asked:
+                now = time.monotonic()
+                self._advance(now - logged)
+                bar.set_postfix(loss=f"{self._write_log(stage, step, rate, now - logged):.4g}")
+                logged = now
+                if interrupt.asked or (step < num_steps and now - saved > self.preset.checkpoint_every_s):
+                    self._save()
+                    saved = now
+            if interrupt.asked:
+                raise KeyboardInterrupt
+
+    def _step(self, stage: Stage, rate: float) -> None:
+        """One optimizer step, in ``accumulate`` parts."""
+        size = self.preset.batch_size // self.preset.accumulate
+        seen = self.position.images + len(self.window) * self.preset.batch_size
+        for part in range(self.preset.accumulate):
+            batch = self.data.batch(seen + part * size, size)
+            rng = torch.Generator().manual_seed(image_seed(self.settings.seed, stage.name, seen + part * size))
+            with self.accelerator.accumulate():
+                with self.accelerator.autocast():
+                    losses = stage.losses(batch, self.roles, rng)
+                self.accelerator.backward(losses.student)
+                if losses.discriminator is not None:
+                    self.accelerator.backward(losses.discriminator)
+        norm = self.accelerator.clip_grad_norm_(self.roles.parameters("student"), self.preset.grad_clip)
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
+        self.roles.update_ema(self.preset.ema)
+        self.window.append(_figures(losses, norm))
+
+    def _advance(self, seconds: float) -> None:
+        images = len(self.window) * self.preset.batch_size
+        self.position = Position(
+            stage=self.position.stage,
+            stage_images=self.position.stage_images + images,
+            images=self.position.images + images,
+            seconds=self.position.seconds + seconds,
+        )
+
+    def _write_log(self, stage: Stage, step: int, rate: float, seconds: float) -> float:
+        """Log the window's means and start a new one; stops the run at the first loss that is no number."""
+        figures = {name: torch.stack([row[name] for row in self.window]).double().cpu() for name in self.window[0]}
+        first_step = step - len(self.window) + 1
+        bad = [first_step + i for i, loss in enumerate(figures["loss"].tolist()) if not math.isfinite(loss)]
+        if bad:
+            kept = self.run.latest()
+            raise HypersdBenchError(
+                f"{self.settings.method}: the loss of stage {stage.name} is not finite at step {bad[0]}; "
+                f"last good checkpoint: {kept or 'none yet'}; lower the learning rate, or start over with --fresh"
+            )
+        means = {name: float(values.mean()) for name, values in figures.items()}
+        images = len(self.window) * self.preset.batch_size
+        row = {
+            "method": self.settings.method, "stage": stage.name, "step": step, "images_seen": self.position.images,
+            **means, "learning_rate": rate, "images_per_s": round(images / seconds, 2),
+            "seconds": round(self.position.seconds, 2),
+        }  # fmt: skip
+        with self.log.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self.accelerator.log(
+            {f"{stage.name}/{name}": value for name, value in means.items()}, step=self.position.images
+        )
+        self.window = []
+        return means["loss"]
+
+    def _finish_stage(self, stage: Stage) -> None:
+        """Export the stage's EMA, look at the file once more, and hand the EMA on as the next stage's student."""
+        difference = self.exporter.export(stage, self.roles, self.data.batch(0, CHECKED_IMAGES), self._card(stage))
+        self.roles.copy("ema", "student")
+        path = self.run.path / f"{stage.export}.safetensors"
+        tqdm.write(f"{stage.name}: {path}, reloaded, differs from the trained student by at most {difference:.1e}")
+        self.run.finish_stage({
+            "name": stage.name, "file": f"{stage.export}.safetensors", "sha256": sha256(path),
+            "steps": sorted(stage.contract.timesteps), "scheduler": stage.contract.scheduler, "images": stage.images,
+            "images_seen": self.position.images, "seconds": round(self.position.seconds, 1),
+            "largest_difference": difference,
+        })  # fmt: skip
+        self.position = Position(self.position.stage + 1, 0, self.position.images, self.position.seconds)
+        self._save()
+
+    def _card(self, stage: Stage) -> dict[str, Any]:
+        return {
+            "method": self.settings.method, "stage": stage.name, "base": self.settings.base,
+            "base_unet_sha256": self.run.manifest["settings"]["base_unet_sha256"], "preset": self.preset.name,
+            "rank": self.preset.rank, "weights": "ema", "images_seen": self.position.images,
+            "seed": self.settings.seed, "seconds": round(self.position.seconds, 1), "command": self.settings.command,
+        }  # fmt: skip
+
+    def _save(self) -> None:
+        weights: dict[str, Tensor] = {}
+        for adapter in self.roles.adapters:
+            weights |= {f"{adapter}.{i}": p for i, p in enumerate(self.roles.parameters(adapter))}
+        if self.roles.discriminator is not None:
+            weights |= {f"discriminator.{name}": value for name, value in self.roles.discriminator.state_dict().items()}
+        self.run.save(self.position, weights, {name: value.state_dict() for name, value in self.optimizers.items()})
+
+    @torch.no_grad()
+    def _load_adapters(self, checkpoint: Path) -> None:
+        weights, _ = load_state(checkpoint)
+        for adapter in self.roles.adapters:
+            for i, parameter in enumerate(self.roles.parameters(adapter)):
+                parameter.copy_(weights[f"{adapter}.{i}"])
+
+    def _load_training(self, checkpoint: Path) -> None:
+        weights, optimizers = load_state(checkpoint)
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(optimizers[name])
+        if self.roles.discriminator is not None:
+            prefix = "discriminator."
+            state = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+            self.roles.discriminator.load_state_dict(state)
+
+
+def learning_rate_factor(step: int, num_steps: int, warmup: float) -> float:
+    """Linear warm-up over the first ``warmup`` of the steps, then cosine down to a tenth."""
+    warm = max(1, round(warmup * num_steps))
+    if step < warm:
+        return (step + 1) / warm
+    progress = (step - warm) / max(1, num_steps - warm)
+    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _figures(losses: Losses, norm: Tensor) -> dict[str, Tensor]:
+    """What a step logs, left on its device."""
+    figures = {"loss": losses.student.detach(), "grad_norm": norm.detach()}
+    if losses.discriminator is not None:
+        figures["discriminator_loss"] = losses.discriminator.detach()
+    return figures | {name: value.detach() for name, value in losses.logs.items()}

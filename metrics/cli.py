@@ -1,0 +1,87 @@
+"""The verb ``compare``: paired differences between the models of a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from metrics.comparison import Comparison, Summary
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--against", metavar="MODEL", help="Baseline to compare to; the run's own unless given.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def compare(run: Path, against: str | None, as_json: bool) -> None:
+    """Compare the models of RUN to its baseline, paired by prompt and noise, corrected for the number of looks."""
+    from hypersd_bench.store import RunStore
+    from metrics.comparison import comparisons, summaries
+
+    store = RunStore.open(run)
+    found, levels = comparisons(store, against), summaries(store)
+    baseline = against or store.manifest["baseline"]
+    if as_json:
+        values = {"run": str(run), "baseline": baseline, "levels": levels, "comparisons": found}
+        click.echo(json.dumps(_plain(values), indent=2, allow_nan=False))
+        return
+    _print(found, levels, baseline)
+
+
+def _print(found: list[Comparison], levels: list[Summary], baseline: str) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 140  # a pipe has no width; rich would wrap at 80
+    for metric in dict.fromkeys(level.metric for level in levels):
+        console.print(_table([x for x in levels if x.metric == metric], [x for x in found if x.metric == metric]))
+    console.print(
+        f"Differences are model minus {baseline}, same prompts and noise, 95 % intervals; p is Holm-corrected over "
+        f"{len(found)} comparisons."
+    )
+    for level in levels:
+        if level.missing:
+            console.print(f"{level.metric}, {level.model} at {level.steps}: {level.missing} missing: {level.reason}")
+
+
+def _table(levels: list[Summary], found: list[Comparison]) -> Table:
+    from rich.table import Table
+
+    info = levels[0].info
+    table = Table(title=f"{info.label} ({info.id}, {info.unit}, {info.direction} is better)", title_justify="left")
+    for heading in ("model", "steps", "level", "n", "difference", "p", "verdict"):
+        table.add_column(heading, justify="left" if heading in ("model", "verdict") else "right", no_wrap=True)
+    by_cell = {(x.model, x.steps): x for x in found}
+    for level in levels:
+        e, comparison = level.estimate, by_cell.get((level.model, level.steps))
+        row = [level.model, str(level.steps), _interval(e.value, e.low, e.high) if e else "-", str(e.n if e else 0)]
+        if comparison:
+            d = comparison.difference
+            row += [_interval(d.value, d.low, d.high, "+"), f"{comparison.p_holm:.3g}", comparison.verdict]
+        table.add_row(*row)
+    return table
+
+
+def _interval(value: float, low: float, high: float, sign: str = "") -> str:
+    digits = max(0, min(4, 2 - math.floor(math.log10(max(abs(value), abs(high - low), 1e-9))))) if value else 2
+    text = f"{value:{sign}.{digits}f}"
+    return text if math.isnan(low) else f"{text} \\[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
+def _plain(value: Any) -> Any:
+    """JSON-printable values: dataclasses as objects, NaN (no interval) as null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return _plain(asdict(value)) if hasattr(value, "__dataclass_fields__") else value

@@ -1,0 +1,356 @@
+"""What the page, the tables and the figures show: one frozen value, read from a run directory and printable as JSON."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import PurePath
+from statistics import quantiles
+from typing import Any, Literal
+
+from hypersd_bench.contracts import MetricInfo
+from hypersd_bench.errors import InputError
+from hypersd_bench.store import ImageRow, RunStore, TimingRow
+from metrics.comparison import Comparison, Summary, comparisons, summaries
+from reports.curves import Curve, read_curves
+from reports.pictures import PromptRow, choose_prompts
+
+# Okabe & Ito (2008), "Color universal design": told apart with every common colour vision deficiency. Their black is
+# left out, because it vanishes on a dark page, and their yellow comes last, because it is faint on a white one.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
+REFERENCE_COLOUR = "#8a8a8a"
+
+Mark = Literal["best", "level", ""]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model of the run and how it is drawn, everywhere alike.
+
+    is_reference: it shares no step count with another model (the many-step teacher), so it competes with nobody.
+    """
+
+    name: str
+    label: str
+    family: str
+    steps: tuple[int, ...]
+    trained_on: tuple[str, ...]
+    license: str
+    checkpoint: str
+    weights_sha256: str
+    sampler: str
+    is_reference: bool
+    colour: str
+    shape: str
+
+    def was_trained_on(self, metric: str) -> bool:
+        """Whether the model was optimised for this metric, named by its id or by its family."""
+        return any(metric == target or metric.split("/")[0] == target for target in self.trained_on)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One metric of one model at one step count; value is None with a reason when there is none.
+
+    low and high are None where one prompt, or a set metric without features on disk, gives no interval.
+
+    mark: ``best`` of its step count, ``level`` when no difference from the best is shown, else empty.
+    """
+
+    metric: str
+    model: str
+    steps: int
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    num_prompts: int
+    missing: int
+    reason: str
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Model minus baseline at one step count, paired by prompt and noise; verdict is said of the model."""
+
+    metric: str
+    model: str
+    steps: int
+    baseline: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    num_prompts: int
+    p_value: float
+    p_holm: float
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds per image of a stage: median and quartiles over n timed repeats."""
+
+    model: str
+    steps: int
+    stage: str
+    median_ms: float
+    q1_ms: float
+    q3_ms: float
+    n: int
+    batch_size: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """Everything a report shows. baseline is empty when the run names none."""
+
+    title: str
+    base: str
+    baseline: str
+    spec: dict[str, Any]
+    spec_hash: str
+    provenance: dict[str, Any]
+    command: str
+    prompts: dict[str, Any]
+    num_images: int
+    num_expected: int
+    num_replicates: int
+    models: tuple[Model, ...]
+    steps: tuple[int, ...]
+    metrics: tuple[MetricInfo, ...]
+    cells: tuple[Cell, ...]
+    differences: tuple[Difference, ...]
+    latencies: tuple[Latency, ...]
+    grid: tuple[PromptRow, ...]
+    curves: tuple[Curve, ...]
+    notes: tuple[str, ...]
+
+    def model(self, name: str) -> Model:
+        """The model of this name."""
+        return next(model for model in self.models if model.name == name)
+
+    def metric(self, metric_id: str) -> MetricInfo:
+        """The metric of this id."""
+        return next(metric for metric in self.metrics if metric.id == metric_id)
+
+    def cell(self, metric: str, model: str, steps: int) -> Cell | None:
+        """The cell of a metric, model and step count, when the run has it."""
+        return next((c for c in self.cells if (c.metric, c.model, c.steps) == (metric, model, steps)), None)
+
+    def latency(self, model: str, steps: int, stage: str = "total") -> Latency | None:
+        """The latency of a stage, when it was timed."""
+        wanted = (model, steps, stage)
+        return next((x for x in self.latencies if (x.model, x.steps, x.stage) == wanted), None)
+
+    def configurations(self) -> list[tuple[int, Model]]:
+        """All (steps, model) of the run, by step count, then in the order of the models."""
+        return [(steps, model) for steps in self.steps for model in self.models if steps in model.steps]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``data.json``."""
+        return asdict(self)
+
+
+def read_report(store: RunStore) -> ReportData:
+    """Read all a report shows from a run directory; raises InputError when the run holds no image yet."""
+    images = store.images()
+    if not images:
+        raise InputError(f"{store.folder} holds no images yet; give its spec to hypersd-bench run first")
+    manifest = store.manifest
+    models = _models(manifest, images)
+    cells = _cells(store, models)
+    grid, grid_notes = choose_prompts(store, images, [model.name for model in models])
+    scored = {cell.metric for cell in cells}
+    baseline = _baseline(manifest, models)
+    return ReportData(
+        title=str(manifest["spec"].get("name") or store.folder.resolve().name),
+        base=str(manifest["spec"].get("base", "")),
+        baseline=baseline,
+        spec=manifest["spec"],
+        spec_hash=manifest["spec_hash"],
+        provenance=manifest["provenance"],
+        command=str(manifest.get("command", "")),
+        prompts=manifest.get("prompts", {}),
+        num_images=len(images),
+        num_expected=_num_expected(manifest),
+        num_replicates=len({row.replicate for row in images}),
+        models=models,
+        steps=tuple(sorted({row.steps for row in images})),
+        metrics=tuple(MetricInfo(**entry) for entry in manifest["metrics"] if entry["id"] in scored),
+        cells=cells,
+        differences=_differences(comparisons(store, baseline)) if baseline else (),
+        latencies=_latencies(store.timings()),
+        grid=grid,
+        curves=tuple(curve for entry in manifest["models"] for curve in read_curves(store.folder, entry)),
+        notes=(*manifest.get("notes", ()), *_defects(images, models), *grid_notes),
+    )
+
+
+def _models(manifest: Mapping[str, Any], images: Sequence[ImageRow]) -> tuple[Model, ...]:
+    """The models that have images, in the manifest's order, with the steps they have images of."""
+    steps: dict[str, set[int]] = defaultdict(set)
+    for row in images:
+        steps[row.model].add(row.steps)
+    entries = [entry for entry in manifest["models"] if entry["name"] in steps]
+    labels = [entry.get("label") or entry["name"] for entry in entries]
+    models: list[Model] = []
+    num_competing = 0
+    for entry, label in zip(entries, labels, strict=True):
+        name = entry["name"]
+        shared = any(steps[name] & steps[other["name"]] for other in entries if other is not entry)
+        is_reference = not shared and len(entries) > 1
+        models.append(
+            Model(
+                name=name,
+                label=label if labels.count(label) == 1 else f"{label} ({name})",
+                family=entry.get("family", ""),
+                steps=tuple(sorted(steps[name])),
+                trained_on=tuple(entry.get("trained_on", ())),
+                license=entry.get("license") or "",
+                checkpoint=PurePath(entry.get("checkpoint") or "").name,  # not where it lay: a report travels
+                weights_sha256=entry.get("weights_sha256") or "",
+                sampler=_sampler(entry.get("contract")),
+                is_reference=is_reference,
+                colour=REFERENCE_COLOUR if is_reference else COLOURS[num_competing % len(COLOURS)],
+                shape=SHAPES[0] if is_reference else SHAPES[num_competing % len(SHAPES)],
+            )
+        )
+        num_competing += not is_reference
+    return tuple(models)
+
+
+def _sampler(contract: Mapping[str, Any] | None) -> str:
+    """Say a contract in a few words: scheduler, guidance, eta."""
+    if not contract:
+        return ""
+    words = [str(contract.get("scheduler", "")).removesuffix("Scheduler")]
+    if (contract.get("guidance_scale") or 0) > 1:
+        words.append(f"guidance {contract['guidance_scale']:g}")
+    if contract.get("eta"):
+        words.append(f"eta {contract['eta']:g}")
+    return ", ".join(words)
+
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None
+
+
+def _baseline(manifest: Mapping[str, Any], models: Sequence[Model]) -> str:
+    wanted = manifest.get("baseline") or ""
+    return wanted if any(model.name == wanted for model in models) else ""
+
+
+def _num_expected(manifest: Mapping[str, Any]) -> int:
+    """How many images the spec asks for."""
+    per_configuration: int = manifest.get("prompts", {}).get("count", 0) * manifest["spec"].get("replicates", 1)
+    num_configurations = sum(len(entry.get("steps", ())) for entry in manifest["models"])
+    return num_configurations * per_configuration
+
+
+def _cells(store: RunStore, models: Sequence[Model]) -> tuple[Cell, ...]:
+    found = summaries(store)
+    marks = _marks(store, found)
+    order = {model.name: i for i, model in enumerate(models)}
+    known = [summary for summary in found if summary.model in order]
+    return tuple(
+        Cell(
+            metric=s.metric,
+            model=s.model,
+            steps=s.steps,
+            value=s.estimate.value if s.estimate else None,
+            low=_finite(s.estimate.low) if s.estimate else None,
+            high=_finite(s.estimate.high) if s.estimate else None,
+            n=s.estimate.n if s.estimate else 0,
+            num_prompts=s.estimate.num_clusters if s.estimate else 0,
+            missing=s.missing,
+            reason=s.reason,
+            mark=marks.get((s.metric, s.model, s.steps), ""),
+        )
+        for s in sorted(known, key=lambda s: (s.metric, s.steps, order[s.model]))
+    )
+
+
+def _marks(store: RunStore, found: Iterable[Summary]) -> dict[tuple[str, str, int], Mark]:
+    """Mark the best of each metric and step count, and those not shown to be worse than it.
+
+    A model loses its mark only by a paired difference that still holds after Holm's correction: what nothing tells
+    from the best is level with it.
+    """
+    rivals: dict[tuple[str, int], list[Summary]] = defaultdict(list)
+    for summary in found:
+        if summary.estimate is not None:
+            rivals[summary.metric, summary.steps].append(summary)
+    best = {key: _best(group).model for key, group in rivals.items() if len(group) > 1}
+    worse = {
+        (c.metric, c.model, c.steps)
+        for winner in sorted(set(best.values()))
+        for c in comparisons(store, baseline=winner)
+        if best.get((c.metric, c.steps)) == winner and c.verdict == "worse"
+    }
+    marks: dict[tuple[str, str, int], Mark] = {}
+    for (metric, steps), winner in best.items():
+        for summary in rivals[metric, steps]:
+            key = (metric, summary.model, steps)
+            if key not in worse:
+                marks[key] = "best" if summary.model == winner else "level"
+    return marks
+
+
+def _best(group: Sequence[Summary]) -> Summary:
+    sign = 1.0 if group[0].info.direction == "higher" else -1.0
+    return max(group, key=lambda s: sign * s.estimate.value if s.estimate else float("-inf"))
+
+
+def _differences(found: Iterable[Comparison]) -> tuple[Difference, ...]:
+    return tuple(
+        Difference(
+            metric=c.metric,
+            model=c.model,
+            steps=c.steps,
+            baseline=c.baseline,
+            value=c.difference.value,
+            low=_finite(c.difference.low),
+            high=_finite(c.difference.high),
+            n=c.difference.n,
+            num_prompts=c.difference.num_clusters,
+            p_value=c.difference.p_value,
+            p_holm=c.p_holm,
+            verdict=c.verdict,
+        )
+        for c in found
+    )
+
+
+def _latencies(rows: Iterable[TimingRow]) -> tuple[Latency, ...]:
+    """Median and quartiles per stage, at the smallest batch size that was timed."""
+    groups: dict[tuple[str, int, str], dict[int, list[TimingRow]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        groups[row.model, row.steps, row.stage][row.batch_size].append(row)
+    latencies = []
+    for (model, steps, stage), by_batch in sorted(groups.items()):
+        batch_size = min(by_batch)
+        timed = by_batch[batch_size]
+        times_ms = [1000 * row.seconds / batch_size for row in timed]
+        q1, median, q3 = quantiles(times_ms, n=4, method="inclusive") if len(times_ms) > 1 else times_ms * 3
+        latencies.append(Latency(model, steps, stage, median, q1, q3, len(timed), batch_size, timed[0].device))
+    return tuple(latencies)
+
+
+def _defects(images: Iterable[ImageRow], models: Sequence[Model]) -> list[str]:
+    """Count the images that can't be trusted, by model and by what is wrong with them."""
+    labels = {model.name: model.label for model in models}
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    for row in images:
+        if row.defect:
+            counts[row.model, row.defect] += 1
+    return [
+        f"{labels.get(model, model)}: {count} {'image is' if count == 1 else 'images are'} {defect}; "
+        "counted here and left out of the scores."
+        for (model, defect), count in sorted(counts.items())
+    ]

@@ -1,0 +1,277 @@
+"""Figures as SVG, drawn by vega-altair and rendered by vl-convert: no browser, no network, same input, same bytes.
+
+Ink is ``currentColor``: inside the page it follows the theme, in a file of its own it is black.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from hypersd_bench.contracts import MetricInfo
+from reports.data import Model, ReportData
+from reports.numbers import counted
+
+WIDTH, HEIGHT = 260, 190
+FOREST_WIDTH = 300
+INK = "currentColor"
+FAINT = 0.16
+DODGE = 1.035  # neighbours on a log axis, so that their intervals don't hide each other
+
+Drawing = alt.LayerChart | alt.FacetChart  # what alt.layer says it returns
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A rendered figure. svg: for the page, which has one legend for all; file_svg: with a legend of its own."""
+
+    name: str
+    title: str
+    svg: str
+    file_svg: str
+
+
+def step_curves(data: ReportData) -> list[Figure]:
+    """Draw each metric against the number of steps, with intervals."""
+    return [
+        _figure(f"steps-{slug(metric.id)}", metric.label, _step_curve(data, metric), data)
+        for metric in data.metrics
+        if any(cell.metric == metric.id and cell.value is not None for cell in data.cells)
+    ]
+
+
+def quality_latency(data: ReportData) -> list[Figure]:
+    """Draw each metric against the latency, with intervals; each point is labelled with its steps."""
+    drawn = [(metric, rows) for metric in data.metrics if (rows := _latency_rows(data, metric))]
+    return [
+        _figure(f"latency-{slug(metric.id)}", metric.label, _latency_plot(data, metric, rows), data)
+        for metric, rows in drawn
+    ]
+
+
+def forests(data: ReportData) -> list[Figure]:
+    """Draw each metric's differences to the baseline; a filled point holds after Holm's correction."""
+    drawn = [(metric, rows) for metric in data.metrics if (rows := _forest_rows(data, metric))]
+    return [
+        _figure(f"differences-{slug(metric.id)}", metric.label, _forest(data, metric, rows), data)
+        for metric, rows in drawn
+    ]
+
+
+def training_curves(data: ReportData) -> list[Figure]:
+    """Draw each trained model's loss over its stages."""
+    trained = [model for model in data.models if any(curve.model == model.name for curve in data.curves)]
+    return [_figure(f"training-{slug(model.name)}", model.label, _loss_plot(data, model), data) for model in trained]
+
+
+def slug(name: str) -> str:
+    """Make a name fit for a file: lower case, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _step_curve(data: ReportData, metric: MetricInfo) -> Drawing:
+    competing = [model for model in data.models if not model.is_reference]
+    rows = []
+    for i, model in enumerate(competing):
+        dodge = DODGE ** (i - (len(competing) - 1) / 2)
+        for steps in model.steps:
+            cell = data.cell(metric.id, model.name, steps)
+            if cell and cell.value is not None:
+                rows.append({"model": model.label, "x": steps * dodge, "value": cell.value, **_ends(cell)})
+    ticks = sorted({steps for model in competing for steps in model.steps})
+    x = alt.X("x:Q", title="steps", scale=_log2(ticks), axis=alt.Axis(values=ticks, format="d", grid=False))
+    return alt.layer(*_reference_lines(data, metric), *_series(rows, x, _metric_axis(metric), data))
+
+
+def _reference_lines(data: ReportData, metric: MetricInfo) -> list[alt.Chart]:
+    """A dashed level for each model that competes with nobody, named at the line."""
+    rows = [
+        {"value": cell.value, "text": f"{model.label}, {counted(steps, 'step')}"}
+        for model in data.models
+        if model.is_reference
+        for steps in model.steps
+        if (cell := data.cell(metric.id, model.name, steps)) and cell.value is not None
+    ]
+    if not rows:
+        return []
+    base = _chart(rows).encode(y=alt.Y("value:Q"))
+    text = base.mark_text(align="left", dx=4, dy=-6, fontSize=10, color=INK, opacity=0.7).encode(
+        text="text:N", x=alt.value(0)
+    )
+    return [base.mark_rule(strokeDash=[4, 4], color=INK, opacity=0.6), text]
+
+
+def _latency_rows(data: ReportData, metric: MetricInfo) -> list[dict[str, Any]]:
+    rows = []
+    for steps, model in data.configurations():
+        cell, latency = data.cell(metric.id, model.name, steps), data.latency(model.name, steps)
+        if cell and cell.value is not None and latency:
+            place = {"model": model.label, "x": latency.median_ms, "steps": str(steps)}
+            rows.append({**place, "value": cell.value, **_ends(cell)})
+    return rows
+
+
+def _latency_plot(data: ReportData, metric: MetricInfo, rows: list[dict[str, Any]]) -> Drawing:
+    times = [row["x"] for row in rows]
+    scale = alt.Scale(type="log", domain=[min(times) / 1.3, max(times) * 1.3], nice=False)
+    x = alt.X("x:Q", title="ms per image", scale=scale, axis=alt.Axis(grid=False, tickCount=5, format="~s"))
+    y = _metric_axis(metric)
+    labels = _chart(_highest_of_each_step(rows)).mark_text(dy=-8, fontSize=10, color=INK)
+    return alt.layer(*_series(rows, x, y, data), labels.encode(x=x, y=y, text="steps:N"))
+
+
+def _highest_of_each_step(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where a step count is written: once, above everything that belongs to it."""
+    tops: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        top = {"x": row["x"], "value": row.get("high", row["value"]), "steps": row["steps"]}
+        if row["steps"] not in tops or top["value"] > tops[row["steps"]]["value"]:
+            tops[row["steps"]] = top
+    return list(tops.values())
+
+
+def _series(rows: list[dict[str, Any]], x: alt.X, y: alt.Y, data: ReportData) -> list[alt.Chart]:
+    """Lines, interval whiskers and points, one colour and shape for each model."""
+    base = _chart(rows).encode(x=x, color=_colour(data))
+    whiskers = [row for row in rows if "low" in row]
+    layers = [base.mark_line(strokeWidth=1.6, opacity=0.8).encode(y=y)]
+    if whiskers:
+        rule = _chart(whiskers).mark_rule(strokeWidth=1.4, opacity=0.75)
+        layers.append(rule.encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=_colour(data)))
+    return [*layers, base.mark_point(filled=True, size=46, opacity=1).encode(y=y, shape=_shape(data))]
+
+
+def _forest_rows(data: ReportData, metric: MetricInfo) -> list[dict[str, Any]]:
+    order = [model.name for model in data.models]
+    found = sorted(
+        (d for d in data.differences if d.metric == metric.id), key=lambda d: (d.steps, order.index(d.model))
+    )
+    return [
+        {"row": f"{i:03d}", "model": data.model(d.model).label, "steps": d.steps, "value": d.value, **_ends(d),
+         "shown": d.verdict != "no difference shown"}
+        for i, d in enumerate(found)
+    ]  # fmt: skip
+
+
+def _forest(data: ReportData, metric: MetricInfo, rows: list[dict[str, Any]]) -> Drawing:
+    names = {row["row"]: f"{row['model']} \u00b7 {row['steps']}" for row in rows}
+    labels = f"{_lookup(names)}[datum.value]"
+    y = alt.Y("row:N", title=None, sort=list(names),
+              axis=alt.Axis(labelExpr=labels, domain=False, ticks=False, labelLimit=190))  # fmt: skip
+    side = "right" if metric.direction == "higher" else "left"
+    baseline = data.model(data.baseline).label
+    x = alt.X("value:Q", title=f"minus {baseline}, {metric.unit} (better: {side})", scale=alt.Scale(zero=True),
+              axis=alt.Axis(tickCount=4))  # fmt: skip
+    base = _chart(rows).encode(y=y)
+    zero = _chart([{"zero": 0}]).mark_rule(color=INK, opacity=0.5).encode(x="zero:Q")
+    breaks = [after["row"] for before, after in pairwise(rows) if before["steps"] != after["steps"]]
+    bands = _chart([{"row": row} for row in breaks]).mark_rule(
+        color=INK, opacity=FAINT, yOffset=-9
+    ).encode(y=alt.Y("row:N", sort=list(names)))  # fmt: skip
+    whiskers = _chart([row for row in rows if "low" in row]).mark_rule(strokeWidth=1.6)
+    points = base.mark_point(size=52, strokeWidth=1.6, opacity=1).encode(
+        x=x, color=_colour(data), shape=_shape(data),
+        fill=alt.condition("datum.shown", _colour(data), alt.value("none")),
+    )  # fmt: skip
+    layers = [bands] if breaks else []
+    layers += [zero, whiskers.encode(y=y, x=alt.X("low:Q"), x2="high:Q", color=_colour(data)), points]
+    return alt.layer(*layers).properties(width=FOREST_WIDTH, height=alt.Step(18))
+
+
+def _chart(rows: Sequence[dict[str, Any]]) -> alt.Chart:
+    return alt.Chart(alt.InlineData(values=list(rows)))
+
+
+def _lookup(names: dict[str, str]) -> str:
+    pairs = ", ".join(f"{_quoted(key)}: {_quoted(value)}" for key, value in names.items())
+    return f"{{{pairs}}}"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _loss_plot(data: ReportData, model: Model) -> Drawing:
+    curves = [curve for curve in data.curves if curve.model == model.name]
+    rows = [{"x": x, "loss": loss, "stage": curve.stage} for curve in curves for x, loss in curve.points]
+    starts = [{"x": curve.points[0][0], "stage": curve.stage} for curve in curves]
+    positive = all(loss > 0 for curve in curves for _, loss in curve.points)
+    y = alt.Y("loss:Q", title="loss", scale=alt.Scale(type="log" if positive else "linear", zero=False, nice=False),
+              axis=alt.Axis(tickCount=4, grid=False))  # fmt: skip
+    x = alt.X("x:Q", title="images seen", axis=alt.Axis(grid=False, tickCount=5, format="~s"))
+    lines = _chart(rows).mark_line(strokeWidth=1.3, color=model.colour)
+    borders = _chart(starts).encode(x=x)
+    names = borders.mark_text(align="left", baseline="top", dx=3, fontSize=10, color=INK, opacity=0.75)
+    return alt.layer(
+        borders.mark_rule(color=INK, opacity=FAINT),
+        lines.encode(x=x, y=y, detail="stage:N"),
+        names.encode(text="stage:N", y=alt.value(0)),
+    )
+
+
+def _ends(interval: Any) -> dict[str, float]:
+    """The ends of an interval, where it has them."""
+    return {} if interval.low is None or interval.high is None else {"low": interval.low, "high": interval.high}
+
+
+def _log2(ticks: Sequence[int]) -> alt.Scale:
+    return alt.Scale(type="log", base=2, domain=[min(ticks) / 1.25, max(ticks) * 1.25], nice=False)
+
+
+def _metric_axis(metric: MetricInfo) -> alt.Y:
+    better = "higher" if metric.direction == "higher" else "lower"
+    title = f"{metric.unit} ({better} is better)"
+    return alt.Y("value:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5))
+
+
+def _colour(data: ReportData) -> alt.Color:
+    return alt.Color("model:N", scale=_scale(data, lambda model: model.colour), title=None)
+
+
+def _shape(data: ReportData) -> alt.Shape:
+    return alt.Shape("model:N", scale=_scale(data, lambda model: model.shape), title=None)
+
+
+def _scale(data: ReportData, value: Callable[[Model], str]) -> alt.Scale:
+    return alt.Scale(domain=[model.label for model in data.models], range=[value(model) for model in data.models])
+
+
+def _figure(name: str, title: str, chart: Drawing, data: ReportData) -> Figure:
+    titled = chart.properties(title=f"{data.title}: {title}")
+    return Figure(name, title, _with_unique_ids(_svg(chart, legend=False), name), _svg(titled, legend=True))
+
+
+def _svg(chart: Drawing, *, legend: bool) -> str:
+    config = {
+        "background": "transparent",
+        "font": "Helvetica, Arial, sans-serif",
+        "view": {"stroke": None, "continuousWidth": WIDTH, "continuousHeight": HEIGHT},
+        "axis": {"labelColor": INK, "titleColor": INK, "tickColor": INK, "domainColor": INK, "gridColor": INK,
+                 "gridOpacity": FAINT * 0.75, "domainOpacity": 0.4, "tickOpacity": 0.4, "labelFontSize": 11,
+                 "titleFontSize": 11, "titleFontWeight": "normal", "titleOpacity": 0.75, "titlePadding": 8},
+        "legend": {"disable": True} if not legend else
+                  {"orient": "bottom", "labelColor": INK, "labelFontSize": 11, "symbolOpacity": 1},
+        "title": {"color": INK, "fontSize": 13, "fontWeight": "bold", "anchor": "start", "offset": 12},
+    }  # fmt: skip
+    spec = chart.to_dict() | {"config": config}
+    svg: str = vl_convert.vegalite_to_svg(spec)
+    return svg
+
+
+def _with_unique_ids(svg: str, prefix: str) -> str:
+    """Prefix the ids of a drawing, so that several in one page don't share clip paths."""
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+
+
+def all_figures(data: ReportData) -> dict[str, list[Figure]]:
+    """All figures of a report, by the section of the page that shows them."""
+    sections: Iterable[tuple[str, Callable[[ReportData], list[Figure]]]] = (
+        ("steps", step_curves), ("latency", quality_latency), ("differences", forests), ("training", training_curves),
+    )  # fmt: skip
+    return {name: draw(data) for name, draw in sections}

@@ -1,0 +1,212 @@
+"""A whole benchmark run on a tiny random base: same noise, resumable, nothing silently dropped."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hypersd_bench import registry
+from hypersd_bench.catalog.spec import ModelSpec
+from hypersd_bench.errors import InputError
+from hypersd_bench.pipelines import apply_model, load_base, sample
+from hypersd_bench.runner.benchmark import run_benchmark
+from hypersd_bench.runner.export import tables
+from hypersd_bench.runner.generate import find_defect
+from hypersd_bench.runner.plan import Plan, make_plan
+from hypersd_bench.runner.spec import load_spec
+from hypersd_bench.sampling import METADATA_KEY, SamplerContract, ddim_trailing, euler_trailing, lcm, tcd
+from hypersd_bench.seeding import generators
+from tests.tiny_base import make_tiny_base
+
+PROMPTS = ["a fox on a blue background", "a car left of a tree on a pink background", "a pizza on a gray background"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture
+def toy_metrics(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("brightness", "colour", "absent"):
+        monkeypatch.setitem(registry.METRICS, f"toy/{name}", f"tests.toy_metric:{name.upper()}")
+    registry.rows.cache_clear()
+    yield
+    registry.rows.cache_clear()
+
+
+def make_lora(base: Path, path: Path, contract: SamplerContract) -> Path:
+    """A random LoRA in the layout that ``load_lora_weights`` reads, with its contract inside."""
+    from diffusers import StableDiffusionPipeline
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    pipe = load_base(str(base))
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    StableDiffusionPipeline.save_lora_weights(path.parent, get_peft_model_state_dict(pipe.unet), weight_name=path.name)
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) * 20 for key in file.keys()}  # noqa: SIM118 (not a dict)
+    save_file(tensors, path, {METADATA_KEY: contract.to_json()})
+    return path
+
+
+@pytest.fixture(scope="module")
+def lora(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_lora(base, tmp_path_factory.mktemp("lora") / "random.safetensors", lcm((1, 2, 4)))
+
+
+def plan_for(base: Path, folder: Path, **changes: object) -> Plan:
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    raw = {"base": str(base), "models": ["teacher"], "steps": [1, 2], "prompts": "prompts.txt", "replicates": 2,
+           "timing": {"repeats": 2}, **changes}  # fmt: skip
+    return make_plan(load_spec(None, raw), folder)
+
+
+@pytest.mark.usefixtures("toy_metrics")
+def test_a_run_from_spec_to_tables(base: Path, lora: Path, tmp_path: Path) -> None:
+    metrics = ["toy/brightness", "toy/colour", "toy/absent"]
+    plan = plan_for(base, tmp_path, models=["teacher@2", str(lora)], metrics=metrics, batch_size=4)
+    store, failed = run_benchmark(plan, tmp_path / "run", "cpu")
+    assert failed == {"toy/absent": "its weights are not here; put them there"}
+    images = store.images()
+    assert len(images) == plan.num_images == 3 * 3 * 2
+    assert {(row.model, row.steps) for row in images} == {("teacher", 2), ("random", 1), ("random", 2)}
+    for row in images:
+        pixels = np.asarray(Image.open(store.folder / row.file))
+        assert pixels.shape == (64, 64, 3)
+        assert store.scores("toy/brightness")[row.id].value == pytest.approx(pixels.mean())  # type: ignore[index]
+    assert {row.reason for row in store.scores("toy/absent").values()} == set(failed.values())
+    assert len(store.set_scores()) == 3
+    assert {row.stage for row in store.timings()} == {"text", "denoise", "decode", "total"}
+    frame = tables(store)["images"]
+    assert frame["toy/absent"].isna().all()
+    assert not frame["toy/brightness"].isna().any()
+    manifest = json.loads((store.folder / "run.json").read_text())
+    assert manifest["models"][1]["contract"]["scheduler"] == "LCMScheduler"
+    assert len(manifest["models"][1]["checkpoints"]["1"]["sha256"]) == 64
+
+
+def test_the_pictures_do_not_depend_on_batch_size_or_order(base: Path, tmp_path: Path) -> None:
+    for name, changes in {"one": {"batch_size": 1}, "all": {"batch_size": 64, "models": ["teacher@2,1"]}}.items():
+        run_benchmark(plan_for(base, tmp_path, **{"timing": None, **changes}), tmp_path / name, "cpu")
+    for path in (tmp_path / "one" / "images").rglob("*.png"):
+        other = tmp_path / "all" / path.relative_to(tmp_path / "one")
+        a, b = (np.asarray(Image.open(p), int) for p in (path, other))
+        assert np.abs(a - b).max() <= 1  # float rounding across batch shapes; the noise itself is the same to the bit
+
+
+def test_a_second_start_makes_nothing_twice_and_another_spec_is_refused(base: Path, tmp_path: Path) -> None:
+    plan = plan_for(base, tmp_path, timing=None)
+    store, _ = run_benchmark(plan, tmp_path / "run", "cpu")
+    gone = store.images()[3]
+    (store.folder / gone.file).unlink()
+    times = {row.file: (store.folder / row.file).stat().st_mtime_ns for row in store.images() if row != gone}
+    again, _ = run_benchmark(plan, tmp_path / "run", "cpu")
+    assert {file: (store.folder / file).stat().st_mtime_ns for file in times} == times
+    assert (store.folder / gone.file).exists()
+    assert again.images() == store.images()
+    with pytest.raises(InputError, match="another spec"):
+        run_benchmark(plan_for(base, tmp_path, timing=None, seed=1), tmp_path / "run", "cpu")
+
+
+def test_kill_9_and_again_gives_the_same_run(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    command = [sys.executable, "-m", "hypersd_bench", "run", "--base", str(base), "--models", "teacher",
+               "--steps", "1,2,4", "--prompts", str(tmp_path / "prompts.txt"), "--replicates", "4",
+               "--batch-size", "1", "--no-timing"]  # fmt: skip
+    killed = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(list((tmp_path / "killed").rglob("*.png"))) < 5:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    for out in ("killed", "whole"):
+        subprocess.run([*command, "--out", str(tmp_path / out)], check=True, capture_output=True)
+    files = {p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole" / "images").rglob("*.png")}
+    assert len(files) == 3 * 3 * 4
+    for file in files:
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "contract",
+    [ddim_trailing((4,), 3.0), ddim_trailing((4,)), euler_trailing((4,)), lcm((4,)), tcd((4,))],
+    ids=["guided", "ddim", "euler", "lcm", "tcd"],
+)
+def test_sampling_equals_the_diffusers_pipeline(base: Path, contract: SamplerContract) -> None:
+    pipe = load_base(str(base))
+    ours = sample(pipe, contract, 4, PROMPTS[:2], [1, 2]).permute(0, 2, 3, 1).float() / 255
+    scheduler_config = pipe.scheduler.config
+    pipe.scheduler = contract.make_scheduler(scheduler_config)
+    eta = {"eta": contract.eta} if contract.eta is not None else {}
+    theirs = pipe(PROMPTS[:2], num_inference_steps=4, guidance_scale=contract.guidance_scale, height=64, width=64,
+                  generator=generators([1, 2]), output_type="np", **eta).images  # fmt: skip
+    assert np.abs(ours.numpy() - theirs).max() <= 1.01 / 255
+
+
+def test_a_lora_is_taken_out_again(base: Path, lora: Path) -> None:
+    pipe = load_base(str(base))
+    contract = lcm((2,))
+    before = sample(pipe, contract, 2, PROMPTS, [1, 2, 3])
+    model = ModelSpec("random", "random", str(base), "lora", contract, weights=lora)
+    apply_model(pipe, model)
+    with_lora = sample(pipe, contract, 2, PROMPTS, [1, 2, 3])
+    apply_model(pipe, ModelSpec("teacher", "teacher", str(base), "base", contract))
+    assert torch.equal(sample(pipe, contract, 2, PROMPTS, [1, 2, 3]), before)
+    assert not torch.equal(with_lora, before)
+
+
+def test_defects_are_named() -> None:
+    picture = torch.rand(3, 8, 8)
+    assert find_defect(picture) == ""
+    assert find_defect(picture * 0) == "black"
+    assert find_defect(picture * 0 + 0.5) == "constant"
+    picture[0, 0, 0] = float("nan")
+    assert find_defect(picture) == "non-finite"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"models": ["techer"]}, "did you mean 'teacher'"),
+        ({"models": ["teacher@3"]}, "can't be sampled in 3 steps"),
+        ({"models": ["teacher"], "metrics": ["clip-score/poket"]}, "did you mean 'clip-score/pocket'"),
+        ({"models": ["teacher"], "baseline": "lcn"}, "unknown baseline"),
+        ({"models": ["no/where.safetensors"]}, "no file or folder"),
+        ({"models": ["teacher", "teacher"]}, "named twice"),
+    ],
+)
+def test_bad_plans_get_one_line(base: Path, tmp_path: Path, change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plan_for(base, tmp_path, **change)
+
+
+def test_a_broken_base_or_lora_is_named_before_anything_is_made(base: Path, lora: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "base"
+    shutil.copytree(base, broken)
+    unet = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    unet.write_bytes(unet.read_bytes()[:-100])
+    with pytest.raises(InputError, match="truncated"):
+        plan_for(broken, tmp_path)
+    shutil.rmtree(broken / "unet")
+    with pytest.raises(InputError, match="lacks unet"):
+        plan_for(broken, tmp_path)
+    half = tmp_path / "half.safetensors"
+    half.write_bytes(lora.read_bytes()[:-10])
+    with pytest.raises(InputError, match="truncated"):
+        plan_for(base, tmp_path, models=[str(half)])
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,105 @@
+"""The run directory: what is entered stays, what is half-done does not count."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hypersd_bench.errors import InputError
+from hypersd_bench.store import ImageRow, RunStore, ScoreRow, write_bytes
+
+MANIFEST = {"spec_hash": "abc", "metrics": []}
+ROW = ImageRow("m", 4, "p0", "a fox", 0, 7, "images/m/4/p0_0.png", "0" * 64, "m-4steps")
+
+
+def test_a_run_is_gone_on_with_and_another_spec_refused(tmp_path: Path) -> None:
+    RunStore.create(tmp_path / "run", MANIFEST).record_images([ROW])
+    again = RunStore.create(tmp_path / "run", MANIFEST)
+    again.record_images([ROW, replace(ROW, replicate=1)])
+    assert [row.replicate for row in again.images()] == [0, 1]
+    with pytest.raises(InputError, match="another spec"):
+        RunStore.create(tmp_path / "run", {**MANIFEST, "spec_hash": "other"})
+
+
+def test_a_folder_of_somebody_elses_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match="not empty"):
+        RunStore.create(tmp_path, MANIFEST)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_what_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no run\.json"):
+        RunStore.open(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InputError, match="can't read"):
+        RunStore.open(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(InputError, match=r"ledger\.sqlite is missing"):
+        RunStore.open(tmp_path)
+    (tmp_path / "ledger.sqlite").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(InputError, match="ledger"):
+        RunStore.open(tmp_path)
+
+
+def test_a_ledger_of_another_version_is_refused(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "run", MANIFEST)
+    with sqlite3.connect(store.folder / "ledger.sqlite") as db:
+        db.execute("PRAGMA user_version=99")
+    with pytest.raises(InputError, match="version 99"):
+        RunStore.open(store.folder)
+
+
+def test_a_missing_score_keeps_its_reason(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "run", MANIFEST)
+    store.record_images([ROW])
+    store.record_scores([ScoreRow("clip", 1, None, "weights are not here")])
+    assert store.scores("clip")[1] == ScoreRow("clip", 1, None, "weights are not here")
+    store.record_scores([ScoreRow("clip", 1, 3.5)])
+    assert store.scores("clip")[1].value == 3.5
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a" / "file", b"old")
+    with pytest.raises(InputError, match="can't write"):
+        write_bytes(tmp_path / "a" / "file" / "below-a-file", b"new")
+    assert os.listdir(tmp_path / "a") == ["file"]
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from hypersd_bench.store import ImageRow, RunStore, write_bytes
+store = RunStore.create(Path(sys.argv[1]), {"spec_hash": "abc", "metrics": []})
+print("ready", flush=True)
+done = {row.replicate for row in store.images()}
+for i in range(100000):
+    if i not in done:
+        file = f"images/m/4/p0_{i}.png"
+        write_bytes(store.folder / file, b"x" * 50000)
+        store.record_images([ImageRow("m", 4, "p0", "a fox", i, i, file, "0", "c")])
+"""
+
+
+@pytest.mark.parametrize("delay_s", [0.01, 0.08, 0.21])
+def test_kill_9_loses_at_most_what_was_in_flight(tmp_path: Path, delay_s: float) -> None:
+    for _ in range(2):  # the second start goes on in what the first left behind
+        writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path / "run")], stdout=subprocess.PIPE)
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"ready\n"
+        time.sleep(delay_s)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+    store = RunStore.open(tmp_path / "run")
+    rows = store.images()
+    assert sorted(row.replicate for row in rows) == list(range(len(rows)))  # no gap, nothing twice
+    assert all((store.folder / row.file).stat().st_size == 50000 for row in rows)

@@ -1,0 +1,50 @@
+"""The rating page: one Gradio component, mounted in the study's service at ``/study``.
+
+Gradio only brings the page; votes never pass through its queue, which loses calls whose tab is closed.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+
+import gradio as gr
+from fastapi import FastAPI
+
+from user_study.service import create_service
+from user_study.study import Study
+
+
+def create_app(study: Study) -> FastAPI:
+    """Build the whole application: the service, and the page on top of it."""
+    return gr.mount_gradio_app(
+        create_service(study),
+        _page(),
+        path="/study",
+        head=f"<style>{_part('study.css')}</style>",
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        show_error=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        max_file_size=1,  # nobody has anything to upload
+    )
+
+
+def _page() -> gr.Blocks:
+    with gr.Blocks(title="Picture study", analytics_enabled=False) as page:
+        gr.HTML(
+            html_template=_part("study.html"),
+            js_on_load=_part("study.js"),
+            apply_default_css=False,
+            elem_classes="study-page",
+        )
+    return page
+
+
+def _part(name: str) -> str:
+    return files("user_study").joinpath("page", name).read_text(encoding="utf-8")
