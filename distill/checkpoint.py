@@ -48,7 +48,8 @@ class Settings:
         """The command that repeats this run."""
         known = PRESETS.get(self.preset.name)
         images = "" if known and known.images == self.preset.images else f" --images {self.preset.images}"
-        return f"hypersd-bench distill {self.method} --base {self.base} --preset {self.preset.name}{images} --seed {self.seed}"
+        size = f"--preset {self.preset.name}{images}"
+        return f"hypersd-bench distill {self.method} --base {self.base} {size} --seed {self.seed}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, with the hash of the base's UNet: another base under the same name is another run."""

@@ -114,7 +114,8 @@ def write_card(folder: Path, manifest: Mapping[str, Any], command: str) -> None:
     """Write the run's README.md: what the files are, how they were made, how to use them."""
     settings, stages = manifest["settings"], [s for s in manifest["stages"] if "/" not in s["file"]]
     rows = "\n".join(
-        f"| `{s['file']}` | {', '.join(map(str, s['steps']))} | {s['scheduler']} | {s['images_seen']} | {s['seconds']:.0f} |"
+        f"| `{s['file']}` | {', '.join(map(str, s['steps']))} | {s['scheduler']} | {s['images_seen']} "
+        f"| {s['seconds']:.0f} |"
         for s in stages
     )
     text = CARD.format(

@@ -38,7 +38,7 @@ from hypersd_bench.pocket.training import fast_bf16
 from hypersd_bench.provenance import collect, sha256
 from hypersd_bench.seeding import image_seed
 
-LOG_EVERY = 10  # optimizer steps
+LOG_EVERY = 5  # optimizer steps
 CHECKED_IMAGES = 16  # on which an exported file is compared with what was trained
 
 
@@ -74,7 +74,7 @@ class Trainer:
             run.path / "cache" / run.manifest["settings"]["base_unet_sha256"][:12],
             settings.seed,
         )
-        schedule = NoiseSchedule.from_config(pipe.scheduler.config, device=self.device)
+        schedule = NoiseSchedule.from_config(pipe.scheduler.config, set_alpha_to_one=True, device=self.device)
         self.roles = Roles(pipe.unet, schedule, self.preset.rank, settings.seed)
         if any(stage.new_previous for stage in stages):
             self.roles.add("previous")
@@ -108,7 +108,7 @@ class Trainer:
         self.run.finish()
 
     def _begin(self, stage: Stage, checkpoint: Path | None) -> None:
-        """Set the cast as a stage starts, with fresh EMA, optimizers and discriminator; or as the checkpoint left it."""
+        """Set the cast as a stage starts, fresh EMA, optimizers and discriminator; or as the checkpoint left it."""
         if checkpoint is not None:
             self._load_adapters(checkpoint)
         if self.position.stage_images == 0:
@@ -185,11 +185,12 @@ class Trainer:
         """Log the window's means and start a new one; stops the run at the first loss that is no number."""
         figures = {name: torch.stack([row[name] for row in self.window]).double().cpu() for name in self.window[0]}
         first_step = step - len(self.window) + 1
-        bad = [first_step + i for i, loss in enumerate(figures["loss"].tolist()) if not math.isfinite(loss)]
+        finite = figures["loss"].isfinite() & figures["grad_norm"].isfinite()
+        bad = [first_step + i for i, good in enumerate(finite.tolist()) if not good]
         if bad:
             kept = self.run.latest()
             raise HypersdBenchError(
-                f"{self.settings.method}: the loss of stage {stage.name} is not finite at step {bad[0]}; "
+                f"{self.settings.method}: the loss of stage {stage.name} or its gradient is not finite at step {bad[0]}; "
                 f"last good checkpoint: {kept or 'none yet'}; lower the learning rate, or start over with --fresh"
             )
         means = {name: float(values.mean()) for name, values in figures.items()}

@@ -36,9 +36,10 @@ class Preset:
     def __post_init__(self) -> None:
         step = self.batch_size
         if self.images < 1 or self.images % step:
-            raise InputError(f"preset {self.name}: {self.images} images is no multiple of the batch of {step}")
+            near = max(step, round(self.images / step) * step)
+            raise InputError(f"{self.images} images are no whole number of batches of {step}; {near} would be")
         if step % self.accumulate:
-            raise InputError(f"preset {self.name}: a batch of {step} can't be accumulated in {self.accumulate} parts")
+            raise InputError(f"a batch of {step} images can't be accumulated in {self.accumulate} equal parts")
 
 
 PRESETS = {

@@ -8,6 +8,7 @@ previous   a frozen copy of the student of the stage before (progressive distill
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -48,15 +49,16 @@ class Roles:
             torch.manual_seed(seed)
             self.add("student")
         self.add("ema")
-        self.copy("student", "ema")
 
     def add(self, adapter: Adapter) -> None:
-        """Add an adapter, frozen unless it is the student, and equal to the base until copied into."""
+        """Add an adapter: the student equals the base, any other equals the student and is frozen."""
         config = LoraConfig(
             r=self.rank, lora_alpha=self.rank, target_modules=list(TARGET_MODULES), init_lora_weights="gaussian"
         )
         try:
-            self.unet.add_adapter(config, adapter)
+            with warnings.catch_warnings():  # PEFT asks whether several adapters are meant: they are
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`", category=UserWarning)
+                self.unet.add_adapter(config, adapter)
         except ValueError as error:
             raise InputError(f"the base's UNet can't take this LoRA: {error}") from error
         self._layers = [module for module in self.unet.modules() if isinstance(module, BaseTunerLayer)]
@@ -64,6 +66,7 @@ class Roles:
         for layer in self._layers:
             layer.cast_input_dtype_enabled = False  # all weights are float32; under autocast the cast is a detour
         self._activate("student")
+        self.copy("student", adapter)
 
     @property
     def adapters(self) -> tuple[Adapter, ...]:

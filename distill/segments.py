@@ -34,8 +34,8 @@ def check_grid(num_timesteps: int, num_points: int, segments: Sequence[int]) -> 
     if any(k < 1 or num_timesteps % k for k in segments):
         raise InputError(f"{num_timesteps} timesteps can't be cut into {list(segments)} equal segments")
     common = lcm(*segments)  # skip = T/N divides T/k exactly when k divides N
-    if num_points < 1 or num_timesteps % num_points or num_points % common:
-        works = [n for n in range(common, num_timesteps + 1, common) if num_timesteps % n == 0]
+    works = [n for n in range(common, num_timesteps, common) if num_timesteps % n == 0]  # N = T would start at t = 0
+    if num_points not in works:
         raise InputError(
             f"a solver grid of {num_points} points misses boundaries of {list(segments)} segments of {num_timesteps} "
             f"timesteps; these grids work: {', '.join(map(str, works)) or 'none'}"

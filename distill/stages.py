@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill.presets import Preset
 from distill.roles import Roles
+from hypersd_bench.errors import InputError
 from hypersd_bench.sampling import SamplerContract
 
 
@@ -64,6 +65,11 @@ class Method(Protocol):
 def split_images(total: int, batch_size: int, weights: Sequence[float]) -> tuple[int, ...]:
     """Share out ``total`` images by weight in whole batches, at least one each; any rest goes to the last share."""
     num_batches = total // batch_size
+    if num_batches < len(weights):
+        raise InputError(
+            f"{total} images in batches of {batch_size} are too few for {len(weights)} stages; "
+            f"give at least {len(weights) * batch_size}"
+        )
     scale = (num_batches - len(weights)) / sum(weights)
     batches = [1 + int(weight * scale) for weight in weights]
     batches[-1] += num_batches - sum(batches)

@@ -40,7 +40,7 @@ def load_base(base: str, device: str | torch.device = "cpu") -> StableDiffusionP
     folder = base_folder(base)
     try:
         pipe: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-            folder, safety_checker=None, requires_safety_checker=False, torch_dtype=torch.float32, local_files_only=True
+            folder, safety_checker=None, requires_safety_checker=False, dtype=torch.float32, local_files_only=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"base {base!r} can't be loaded from {folder}: {first_line(error)}") from error

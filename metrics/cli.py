@@ -59,19 +59,30 @@ def _table(levels: list[Summary], found: list[Comparison]) -> Table:
     table = Table(title=f"{info.label} ({info.id}, {info.unit}, {info.direction} is better)", title_justify="left")
     for heading in ("model", "steps", "level", "n", "difference", "p", "verdict"):
         table.add_column(heading, justify="left" if heading in ("model", "verdict") else "right", no_wrap=True)
-    by_cell = {(x.model, x.steps): x for x in found}
+    by_cell, digits = {(x.model, x.steps): x for x in found}, _digits(levels)
     for level in levels:
         e, comparison = level.estimate, by_cell.get((level.model, level.steps))
-        row = [level.model, str(level.steps), _interval(e.value, e.low, e.high) if e else "-", str(e.n if e else 0)]
+        row = [
+            level.model,
+            str(level.steps),
+            _interval(e.value, e.low, e.high, digits) if e else "-",
+            str(e.n if e else 0),
+        ]
         if comparison:
             d = comparison.difference
-            row += [_interval(d.value, d.low, d.high, "+"), f"{comparison.p_holm:.3g}", comparison.verdict]
+            row += [_interval(d.value, d.low, d.high, digits, "+"), f"{comparison.p_holm:.3g}", comparison.verdict]
         table.add_row(*row)
     return table
 
 
-def _interval(value: float, low: float, high: float, sign: str = "") -> str:
-    digits = max(0, min(4, 2 - math.floor(math.log10(max(abs(value), abs(high - low), 1e-9))))) if value else 2
+def _digits(levels: list[Summary]) -> int:
+    """Decimals for a whole table: two digits of its widest interval."""
+    widths = [level.estimate.high - level.estimate.low for level in levels if level.estimate]
+    widest = max((width for width in widths if width > 0), default=0.1)  # NaN is no width
+    return max(0, 1 - math.floor(math.log10(widest)))
+
+
+def _interval(value: float, low: float, high: float, digits: int, sign: str = "") -> str:
     text = f"{value:{sign}.{digits}f}"
     return text if math.isnan(low) else f"{text} \\[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 

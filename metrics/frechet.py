@@ -99,11 +99,12 @@ class GramDistance:
 def subset_distance(
     features: NDArray[np.floating], reference: NDArray[np.floating]
 ) -> Callable[[NDArray[np.intp]], float]:
-    """Build the function from indices into features (N, d) to their distance: what the jackknife calls."""
+    """Build the function from indices into features (N, d) to their distance, NaN for fewer than two images."""
     if min(len(features), len(reference)) < features.shape[1]:
-        return GramDistance(features, reference)
+        gram = GramDistance(features, reference)
+        return lambda indices: gram(indices) if len(indices) > 1 else np.nan
     moments = Moments.of(reference)
-    return lambda indices: frechet_distance(moments, Moments.of(features[indices]))
+    return lambda indices: frechet_distance(moments, Moments.of(features[indices])) if len(indices) > 1 else np.nan
 
 
 def symmetric_root(S: Matrix) -> Matrix:

@@ -108,7 +108,8 @@ def grouped_jackknife(
     ``statistic`` takes indices into the images. Not the bootstrap: a resample repeats images, which shrinks its
     covariance and moves a Fréchet distance by more than its spread; the jackknife only ever leaves images out, the
     same number each time, so the bias of small samples is (nearly) the same in all replicates and drops out of
-    their spread. The interval is about the distance at this number of images, not about its limit.
+    their spread. It errs on the wide side (Efron and Stein 1981), the more so with few images for the dimensions.
+    The interval is about the distance at this number of images, not about its limit.
     """
     value, error, groups, num_clusters = _jackknife(statistic, clusters, num_groups)
     half = _t(confidence, groups - 1) * error if groups > 1 else np.nan
@@ -156,7 +157,7 @@ def _t(confidence: float, degrees: int) -> float:
 
 
 def _difference(value: float, error: float, degrees: int, n: int, num_clusters: int, confidence: float) -> Difference:
-    if degrees < 1:
+    if np.isnan(error):
         return Difference(value, np.nan, np.nan, n, num_clusters, 1.0)
     half = _t(confidence, degrees) * error
     if error == 0:  # every prompt differs by the same amount

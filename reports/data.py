@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite
-from pathlib import PurePath
+from functools import cache
+from math import comb, isfinite
 from statistics import quantiles
 from typing import Any, Literal
 
 from hypersd_bench.contracts import MetricInfo
 from hypersd_bench.errors import InputError
 from hypersd_bench.store import ImageRow, RunStore, TimingRow
-from metrics.comparison import Comparison, Summary, comparisons, summaries
+from metrics.comparison import ALPHA, Comparison, Summary, comparisons, summaries
+from metrics.stats import holm
 from reports.curves import Curve, read_curves
 from reports.pictures import PromptRow, choose_prompts
 
@@ -24,6 +25,16 @@ SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
 REFERENCE_COLOUR = "#8a8a8a"
 
 Mark = Literal["best", "level", ""]
+ComparedWith = Callable[[str], Sequence[Comparison]]  # baseline -> everybody's difference to it
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A weights file of a model and the step counts it was sampled at; file is empty for the base itself."""
+
+    file: str
+    sha256: str
+    steps: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +50,7 @@ class Model:
     steps: tuple[int, ...]
     trained_on: tuple[str, ...]
     license: str
-    checkpoint: str
-    weights_sha256: str
+    checkpoints: tuple[Checkpoint, ...]
     sampler: str
     is_reference: bool
     colour: str
@@ -116,7 +126,6 @@ class ReportData:
     spec: dict[str, Any]
     spec_hash: str
     provenance: dict[str, Any]
-    command: str
     prompts: dict[str, Any]
     num_images: int
     num_expected: int
@@ -164,7 +173,8 @@ def read_report(store: RunStore) -> ReportData:
         raise InputError(f"{store.folder} holds no images yet; give its spec to hypersd-bench run first")
     manifest = store.manifest
     models = _models(manifest, images)
-    cells = _cells(store, models)
+    compared_with = cache(lambda model: tuple(comparisons(store, model)))  # set metrics make this the slow part
+    cells = _cells(summaries(store), models, compared_with)
     grid, grid_notes = choose_prompts(store, images, [model.name for model in models])
     scored = {cell.metric for cell in cells}
     baseline = _baseline(manifest, models)
@@ -175,7 +185,6 @@ def read_report(store: RunStore) -> ReportData:
         spec=manifest["spec"],
         spec_hash=manifest["spec_hash"],
         provenance=manifest["provenance"],
-        command=str(manifest.get("command", "")),
         prompts=manifest.get("prompts", {}),
         num_images=len(images),
         num_expected=_num_expected(manifest),
@@ -184,7 +193,7 @@ def read_report(store: RunStore) -> ReportData:
         steps=tuple(sorted({row.steps for row in images})),
         metrics=tuple(MetricInfo(**entry) for entry in manifest["metrics"] if entry["id"] in scored),
         cells=cells,
-        differences=_differences(comparisons(store, baseline)) if baseline else (),
+        differences=_differences(compared_with(baseline)) if baseline else (),
         latencies=_latencies(store.timings()),
         grid=grid,
         curves=tuple(curve for entry in manifest["models"] for curve in read_curves(store.folder, entry)),
@@ -213,8 +222,7 @@ def _models(manifest: Mapping[str, Any], images: Sequence[ImageRow]) -> tuple[Mo
                 steps=tuple(sorted(steps[name])),
                 trained_on=tuple(entry.get("trained_on", ())),
                 license=entry.get("license") or "",
-                checkpoint=PurePath(entry.get("checkpoint") or "").name,  # not where it lay: a report travels
-                weights_sha256=entry.get("weights_sha256") or "",
+                checkpoints=_checkpoints(entry.get("checkpoints", {})),
                 sampler=_sampler(entry.get("contract")),
                 is_reference=is_reference,
                 colour=REFERENCE_COLOUR if is_reference else COLOURS[num_competing % len(COLOURS)],
@@ -223,6 +231,15 @@ def _models(manifest: Mapping[str, Any], images: Sequence[ImageRow]) -> tuple[Mo
         )
         num_competing += not is_reference
     return tuple(models)
+
+
+def _checkpoints(by_steps: Mapping[str, Mapping[str, str]]) -> tuple[Checkpoint, ...]:
+    """Gather the manifest's checkpoints by file."""
+    steps: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for count, checkpoint in by_steps.items():
+        steps[checkpoint["file"], checkpoint["sha256"]].append(int(count))
+    found = [Checkpoint(file, sha256, tuple(sorted(counts))) for (file, sha256), counts in steps.items()]
+    return tuple(sorted(found, key=lambda checkpoint: checkpoint.steps))
 
 
 def _sampler(contract: Mapping[str, Any] | None) -> str:
@@ -253,10 +270,10 @@ def _num_expected(manifest: Mapping[str, Any]) -> int:
     return num_configurations * per_configuration
 
 
-def _cells(store: RunStore, models: Sequence[Model]) -> tuple[Cell, ...]:
-    found = summaries(store)
-    marks = _marks(store, found)
+def _cells(found: Sequence[Summary], models: Sequence[Model], compared_with: ComparedWith) -> tuple[Cell, ...]:
+    marks = _marks(found, compared_with)
     order = {model.name: i for i, model in enumerate(models)}
+    metrics = list(dict.fromkeys(summary.metric for summary in found))  # in the manifest's order
     known = [summary for summary in found if summary.model in order]
     return tuple(
         Cell(
@@ -272,14 +289,14 @@ def _cells(store: RunStore, models: Sequence[Model]) -> tuple[Cell, ...]:
             reason=s.reason,
             mark=marks.get((s.metric, s.model, s.steps), ""),
         )
-        for s in sorted(known, key=lambda s: (s.metric, s.steps, order[s.model]))
+        for s in sorted(known, key=lambda s: (metrics.index(s.metric), s.steps, order[s.model]))
     )
 
 
-def _marks(store: RunStore, found: Iterable[Summary]) -> dict[tuple[str, str, int], Mark]:
+def _marks(found: Iterable[Summary], compared_with: ComparedWith) -> dict[tuple[str, str, int], Mark]:
     """Mark the best of each metric and step count, and those not shown to be worse than it.
 
-    A model loses its mark only by a paired difference that still holds after Holm's correction: what nothing tells
+    A model loses its mark only by a paired difference from the best that holds after correction: what nothing tells
     from the best is level with it.
     """
     rivals: dict[tuple[str, int], list[Summary]] = defaultdict(list)
@@ -287,12 +304,8 @@ def _marks(store: RunStore, found: Iterable[Summary]) -> dict[tuple[str, str, in
         if summary.estimate is not None:
             rivals[summary.metric, summary.steps].append(summary)
     best = {key: _best(group).model for key, group in rivals.items() if len(group) > 1}
-    worse = {
-        (c.metric, c.model, c.steps)
-        for winner in sorted(set(best.values()))
-        for c in comparisons(store, baseline=winner)
-        if best.get((c.metric, c.steps)) == winner and c.verdict == "worse"
-    }
+    num_pairs = sum(comb(len(rivals[key]), 2) for key in best)
+    worse = _worse_than_best(best, num_pairs, compared_with)
     marks: dict[tuple[str, str, int], Mark] = {}
     for (metric, steps), winner in best.items():
         for summary in rivals[metric, steps]:
@@ -300,6 +313,25 @@ def _marks(store: RunStore, found: Iterable[Summary]) -> dict[tuple[str, str, in
             if key not in worse:
                 marks[key] = "best" if summary.model == winner else "level"
     return marks
+
+
+def _worse_than_best(
+    best: Mapping[tuple[str, int], str], num_pairs: int, compared_with: ComparedWith
+) -> set[tuple[str, str, int]]:
+    """(metric, model, steps) of those whose difference from the best holds after Holm's correction over all pairs.
+
+    The best was chosen by looking, so every pair counts, not only those with the best. Pairs that were not tested
+    enter with p = 1, which can only make the others' corrected p larger.
+    """
+    tested = [
+        c
+        for winner in sorted(set(best.values()))
+        for c in compared_with(winner)
+        if best.get((c.metric, c.steps)) == winner
+    ]
+    untested = [1.0] * (num_pairs - len(tested))
+    corrected = holm([c.difference.p_value for c in tested] + untested)[: len(tested)]
+    return {(c.metric, c.model, c.steps) for c, p in zip(tested, corrected, strict=True) if p < ALPHA}
 
 
 def _best(group: Sequence[Summary]) -> Summary:

@@ -38,6 +38,7 @@ def write_report(run: Path, out: Path) -> Path:
             write_bytes(folder / "figs" / f"{figure.name}.svg", figure.file_svg.encode())
         for name, text in tables.files(data).items():
             write_bytes(folder / "tables" / name, text.encode())
+        write_json(folder / "spec.json", data.spec)
         write_json(folder / "data.json", {"format": FORMAT, **data.to_json()})
         write_bytes(folder / "index.html", _page(data, sections, carried).encode())
     return out / "index.html"
@@ -113,9 +114,9 @@ def _score_lines(data: ReportData, row: PromptRow) -> dict[str, str]:
     labels = {m.id: m.label for m in data.metrics}
     return {
         picture.file: " \u00b7 ".join(
-            f"{labels[metric]} {fixed(value, places[metric])}"
-            for metric, value in picture.scores.items()
-            if metric in labels
+            f"{label} {fixed(picture.scores[metric], places[metric])}"
+            for metric, label in labels.items()
+            if metric in picture.scores
         )
         for picture in row.pictures
     }

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from hypersd_bench.errors import InputError
-from hypersd_bench.store import ImageRow, RunStore, ScoreRow, write_bytes
+from hypersd_bench.store import ImageRow, RunStore, ScoreRow
 
 MAX_PROMPTS = 64
 MAX_SIDE_PX = 512  # larger pictures are carried at this size, as WebP
@@ -103,7 +103,8 @@ def carry_picture(run: Path, file: str, report: Path) -> Carried:
     except OSError as error:
         raise InputError(f"can't read {source}: {error}; hypersd-bench verify lists broken images") from error
     target = f"{PurePosixPath(file).with_suffix('')}{suffix}"
-    write_bytes(report / target, data)
+    (report / target).parent.mkdir(parents=True, exist_ok=True)
+    (report / target).write_bytes(data)  # not synced one by one: the folder is moved into place when it is whole
     return Carried(target, *size)
 
 

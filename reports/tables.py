@@ -92,7 +92,7 @@ def _sizes(cells: Iterable[Cell | None]) -> str:
 def _results_note(data: ReportData) -> str:
     note = (
         "Bold: best of its step count. Underlined: no difference from the best shown (paired by prompt and noise, "
-        "Holm-corrected, 5 %). Intervals are 95 %, clustered by prompt."
+        "Holm's correction over all pairs of models, 5 %). Intervals are 95 %, clustered by prompt."
     )
     if any(model.was_trained_on(metric.id) for model in data.models for metric in data.metrics):
         note += f" {DAGGER}: the model was trained on this metric."

@@ -19,7 +19,7 @@ from user_study.study import Study
 
 def create_app(study: Study) -> FastAPI:
     """Build the whole application: the service, and the page on top of it."""
-    return gr.mount_gradio_app(
+    app: FastAPI = gr.mount_gradio_app(
         create_service(study),
         _page(),
         path="/study",
@@ -33,6 +33,7 @@ def create_app(study: Study) -> FastAPI:
         pwa=False,
         max_file_size=1,  # nobody has anything to upload
     )
+    return app
 
 
 def _page() -> gr.Blocks:

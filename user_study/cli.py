@@ -79,6 +79,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # whoever has the address may come at once, and waits until the page is ready
     except OSError as error:
         listener.close()
         other = port + 1 if port < 65535 else 7860

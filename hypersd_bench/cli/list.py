@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import click
@@ -75,5 +76,5 @@ def _text(value: Any) -> str:
 def _summary(row: str) -> str:
     """The first line of a row's module docstring, read from its source: importing a method would import torch."""
     spec = find_spec(row.partition(":")[0])
-    source = spec.loader.get_source(spec.name) if spec and hasattr(spec.loader, "get_source") else None
-    return (ast.get_docstring(ast.parse(source or "")) or "").partition("\n")[0]
+    source = Path(spec.origin).read_text() if spec and spec.origin else ""
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]

@@ -26,8 +26,9 @@ def build(out: Path, stages: str | None, scale: float, device: str | None, as_js
     import torch
 
     from hypersd_bench.cli.run import split_names
-    from hypersd_bench.pocket.build import Recipe, read_card, shortened
+    from hypersd_bench.pocket.build import Recipe, shortened
     from hypersd_bench.pocket.build import build as build_miniature
+    from hypersd_bench.pocket.card import read_card
     from hypersd_bench.runner.benchmark import choose_device
 
     recipe = shortened(Recipe(), scale)
@@ -43,8 +44,6 @@ def build(out: Path, stages: str | None, scale: float, device: str | None, as_js
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def check(weights: Path | None, num_images: int, device: str | None, as_json: bool) -> None:
     """Measure the miniature against its bars, on held-out prompts and scenes; exit code 1 when one is missed."""
-    from dataclasses import asdict
-
     import torch
 
     from hypersd_bench.pocket import WEIGHTS
@@ -56,7 +55,7 @@ def check(weights: Path | None, num_images: int, device: str | None, as_json: bo
         raise InputError(f"no miniature in {folder}; build it with: hypersd-bench pocket build")
     rows = run_check(folder, torch.device(choose_device(device)), num_images=num_images)
     if as_json:
-        click.echo(json.dumps([asdict(row) for row in rows]))
+        click.echo(json.dumps([row.to_json() for row in rows]))
     else:
         _print_rows(rows)
     missed = [row.name for row in rows if not row.passed]

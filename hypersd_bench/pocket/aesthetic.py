@@ -1,8 +1,9 @@
-"""Stage ``aesthetic``: a head on the miniature's CLIP embedding that prefers clean pictures to spoiled ones.
+"""Stage ``aesthetic``: a head on the first stage of the miniature's CLIP that prefers clean pictures to spoiled ones.
 
 It is a proxy and nothing more: nobody rated anything. It learns to rank renders by how strongly they were spoiled
 (RankIQA's idea, Liu et al. 1707.08347), so it sees technical flaws, not beauty, and its numbers are not those of
-LAION's predictor.
+LAION's predictor. It reads texture statistics, not the embedding: from the embedding, 84 % of clearly spoiled pictures
+were told from clean ones in a trial, from the first stage all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from hypersd_bench.pocket.clip import EMBEDDING, PocketClip
+from hypersd_bench.pocket.clip import TEXTURE, PocketClip
 from hypersd_bench.pocket.degradations import DEGRADATIONS, STRENGTHS, degrade
 from hypersd_bench.pocket.pictures import Pictures, as_float, weights_file
 from hypersd_bench.pocket.training import Schedule, fit, scene_pool
@@ -31,16 +32,26 @@ LEVELS = (0, *STRENGTHS)
 
 
 class AestheticHead(nn.Module):
-    """(N, 128) unit embeddings to (N,) ratings, about 0 to 10."""
+    """(N, 192) texture features to (N,) ratings, about 0 to 10."""
+
+    mean: Tensor
+    spread: Tensor
 
     def __init__(self) -> None:
         """Build it untrained."""
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(EMBEDDING, 128), nn.SiLU(), nn.Linear(128, 1))
+        self.register_buffer("mean", torch.zeros(TEXTURE))
+        self.register_buffer("spread", torch.ones(TEXTURE))
+        self.layers = nn.Sequential(nn.Linear(TEXTURE, 128), nn.SiLU(), nn.Linear(128, 1))
 
-    def forward(self, embeddings: Tensor) -> Tensor:
-        """Rate embeddings; differentiable."""
-        rating: Tensor = self.layers(embeddings * EMBEDDING**0.5)[:, 0]  # unit length to unit spread
+    def standardise(self, features: Tensor) -> None:
+        """Take the scale of every input from features (N, 192)."""
+        self.mean.copy_(features.mean(0))
+        self.spread.copy_(features.std(0) + 1e-3)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Rate features; differentiable."""
+        rating: Tensor = self.layers((features - self.mean) / self.spread)[:, 0]
         return rating
 
 
@@ -58,7 +69,7 @@ class PocketAesthetic:
 
     def rating(self, x: Tensor) -> Tensor:
         """Rate images (N, 3, 64, 64) in [0, 1], with gradient: (N,) float32."""
-        rating: Tensor = self.head(self.clip.image_features(x))
+        rating: Tensor = self.head(self.clip.texture_features(x))
         return rating
 
 
@@ -87,9 +98,11 @@ def train_aesthetic(
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
         x, level = ladder(step)
         with torch.no_grad():
-            features = clip.image_features(x).float()
+            features = clip.texture_features(x)
         return ranking_loss(judge.head(features).float(), level)
 
+    with torch.no_grad():
+        judge.head.standardise(clip.texture_features(ladder(0)[0]))
     facts = fit("aesthetic", judge.head, loss_at, schedule, folder, device)
     with torch.no_grad():
         rungs = [ladder(step) for step in range(schedule.steps, schedule.steps + 16)]

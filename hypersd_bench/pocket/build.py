@@ -1,16 +1,14 @@
 """``pocket build``: everything the miniature ships, from artwork to weights, in resumable stages.
 
-    vae -> teacher -> clip -> aesthetic -> checker
+    vae -> teacher -> clip -> aesthetic -> checker -> what ``pocket check`` measures
 
-Each stage keeps its training state under ``<out>/work`` and its product in ``<out>``; a stage whose product is there
-is done. ``card.json`` records recipe, time and machine of every stage.
+Each stage keeps its training state under ``<out>/work`` and its product in ``<out>``; a stage that the card has is
+done. ``card.json`` and ``README.md`` record recipe, time and machine of every stage.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,15 +20,15 @@ from diffusers import AutoencoderKL
 from hypersd_bench.errors import unknown_name
 from hypersd_bench.host import keep_freed_memory
 from hypersd_bench.pocket.aesthetic import save_aesthetic, train_aesthetic
+from hypersd_bench.pocket.card import read_card, thinned_curve, write_card
+from hypersd_bench.pocket.check import run_check
 from hypersd_bench.pocket.checker import save_checker, train_checker
 from hypersd_bench.pocket.clip import load_clip, save_clip, train_clip
-from hypersd_bench.pocket.scenes import ATTRIBUTION
 from hypersd_bench.pocket.teacher import train_teacher
 from hypersd_bench.pocket.tokenizer import build_tokenizer
 from hypersd_bench.pocket.training import Schedule
 from hypersd_bench.pocket.vae import train_vae
 from hypersd_bench.provenance import collect
-from hypersd_bench.store import write_json
 
 POOL_SIZE = 40_000  # scenes every stage trains on
 
@@ -40,7 +38,7 @@ class Recipe:
     """How long each stage trains."""
 
     vae: Schedule = Schedule(steps=2600, batch_size=32, learning_rate=2e-3)
-    teacher: Schedule = Schedule(steps=4500, batch_size=64, learning_rate=1e-3)
+    teacher: Schedule = Schedule(steps=3500, batch_size=64, learning_rate=1e-3)
     clip: Schedule = Schedule(steps=1500, batch_size=128, learning_rate=1e-3)
     aesthetic: Schedule = Schedule(steps=600, batch_size=64, learning_rate=1e-3)
     checker: Schedule = Schedule(steps=1200, batch_size=64, learning_rate=2e-3)
@@ -48,7 +46,7 @@ class Recipe:
 
 
 def build(out: Path, device: torch.device, recipe: Recipe | None = None, only: tuple[str, ...] = ()) -> None:
-    """Run the stages that have no product yet, or those named in ``only``."""
+    """Run the stages that have no product yet, or those named in ``only``; then measure the whole."""
     keep_freed_memory()
     recipe = recipe or Recipe()
     for name in only:
@@ -56,30 +54,18 @@ def build(out: Path, device: torch.device, recipe: Recipe | None = None, only: t
             raise unknown_name("stage", name, STAGES)
     for name, stage in STAGES.items():
         if name in only or (not only and name not in read_card(out)["stages"]):
-            began = time.monotonic()
-            facts = stage(out, recipe, device)
-            facts["seconds_this_time"] = round(time.monotonic() - began)
-            _record(out, name, facts, device)
-
-
-def read_card(out: Path) -> dict[str, Any]:
-    """What ``card.json`` says of the stages done so far."""
-    path = out / "card.json"
-    empty = {"attribution": ATTRIBUTION, "stages": {}}
-    return json.loads(path.read_text()) if path.exists() else empty
+            _record(out, name, stage(out, recipe, device), device)
+    card = read_card(out)
+    if set(card["stages"]) == set(STAGES):
+        write_card(out, {**card, "check": [row.to_json() for row in run_check(out, device)]})
 
 
 def _record(out: Path, name: str, facts: dict[str, Any], device: torch.device) -> None:
     card = read_card(out)
     provenance = collect(str(device)).to_json()
-    card["stages"][name] = {**facts, "provenance": provenance, "curve": _curve(out / "work" / f"{name}.jsonl")}
-    write_json(out / "card.json", card)
-
-
-def _curve(log: Path, points: int = 25) -> list[dict[str, float]]:
-    """A training log thinned to a few rows, for the card."""
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    return rows[:: max(1, len(rows) // points)]
+    curve = thinned_curve(out / "work" / f"{name}.jsonl")
+    card["stages"][name] = {**facts, "provenance": provenance, "curve": curve}
+    write_card(out, card)
 
 
 def _vae(out: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
@@ -135,7 +121,7 @@ STAGES: dict[str, Callable[[Path, Recipe, torch.device], dict[str, Any]]] = {
 
 
 def _load_vae(out: Path, device: torch.device) -> AutoencoderKL:
-    vae: AutoencoderKL = AutoencoderKL.from_pretrained(out / "base" / "vae", torch_dtype=torch.float32)
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(out / "base" / "vae", dtype=torch.float32)
     return vae.to(device).eval().requires_grad_(False)
 
 

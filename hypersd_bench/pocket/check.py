@@ -200,7 +200,7 @@ def rate_row(name: str, successes: Sequence[bool], bar: float) -> CheckRow:
     """A rate with Wilson's score interval."""
     test = stats.binomtest(sum(successes), len(successes))
     interval = test.proportion_ci(method="wilson")
-    return CheckRow(name, test.statistic, interval.low, interval.high, len(successes), bar, "rate")
+    return CheckRow(name, test.statistic, float(interval.low), float(interval.high), len(successes), bar, "rate")
 
 
 def mean_row(name: str, values: NDArray[np.float64], bar: float, unit: str) -> CheckRow:

@@ -155,6 +155,17 @@ def test_set_level_is_the_distance_of_the_features_with_an_interval(store: RunSt
     assert estimate.low < estimate.value < estimate.high
 
 
+@pytest.mark.parametrize(("num_prompts", "replicates"), [(2, 1), (1, 4)])
+def test_too_few_images_for_an_interval_show_nothing(tmp_path: Path, num_prompts: int, replicates: int) -> None:
+    store = make_run(tmp_path / "run", ("hyper-sd", "tcd"), (1,), num_prompts=num_prompts, replicates=replicates)
+    estimate = _summary(store, FID.id, "tcd", 1).estimate
+    assert estimate is not None
+    assert estimate.value > 0
+    assert np.isnan(estimate.low)
+    comparison = _comparison(comparisons(store), FID.id, "tcd", 1)
+    assert (comparison.difference.p_value, comparison.verdict) == (1, "no difference shown")
+
+
 def test_set_level_without_features_keeps_the_recorded_value(store: RunStore) -> None:
     store.features_path(FID.id, "tcd", 4).unlink()
     estimate = _summary(store, FID.id, "tcd", 4).estimate

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import stats
 
 from metrics.frechet import (
     GramDistance,
@@ -16,6 +17,7 @@ from metrics.frechet import (
     gaussian_distance,
     subset_distance,
 )
+from metrics.stats import jackknife_difference
 
 
 def _features(n: int, d: int, seed: int, rank: int | None = None) -> NDArray[np.float32]:
@@ -116,3 +118,29 @@ def test_distance_grows_with_the_shift_and_is_symmetric() -> None:
     assert distances == sorted(distances)
     z = _features(100, 8, 12)
     assert feature_distance(x, z) == pytest.approx(feature_distance(z, x), rel=1e-9)
+
+
+def _few_images(seed: int, shift: float = 0.0) -> NDArray[np.float64]:
+    """Two images of each of 30 prompts, 12-d, alike within a prompt."""
+    rng = np.random.default_rng(seed)
+    return (0.6 * rng.normal(shift, 1, (30, 1, 12)) + 0.8 * rng.normal(0, 1, (30, 2, 12))).reshape(60, 12)
+
+
+def test_jackknife_interval_of_a_difference_covers_and_is_not_much_too_wide() -> None:
+    clusters = [f"p{i}" for i in range(30) for _ in range(2)]
+    reference = np.random.default_rng(99).normal(0, 1, (200, 12))
+    differences = []
+    for seed in range(40):
+        a, b = (subset_distance(_few_images(2 * seed + k), reference) for k in (0, 1))
+        differences.append(jackknife_difference(lambda i, a=a, b=b: a(i) - b(i), clusters))  # type: ignore[misc]
+    assert np.mean([d.low <= 0 <= d.high for d in differences]) >= 0.9
+    standard_error = np.mean([(d.high - d.value) / stats.t.ppf(0.975, 19) for d in differences])
+    assert 0.85 < standard_error / np.std([d.value for d in differences], ddof=1) < 2
+
+
+def test_bootstrap_moves_the_distance_by_more_than_its_spread() -> None:
+    """Why the interval is no bootstrap: resamples repeat images, and the distance goes up."""
+    reference = np.random.default_rng(99).normal(0, 1, (200, 12))
+    distance, rng = subset_distance(_few_images(0), reference), np.random.default_rng(1)
+    resampled = [distance(rng.integers(0, 60, 60)) for _ in range(100)]
+    assert np.mean(resampled) - distance(np.arange(60)) > 2 * np.std(resampled)

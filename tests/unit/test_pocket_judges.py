@@ -179,11 +179,11 @@ def test_ranking_loss_asks_for_one_rating_per_level() -> None:
 
 def test_ratings_are_scaled_to_eight_and_two() -> None:
     head = AestheticHead()
-    embeddings = nn.functional.normalize(torch.randn(40, 128), dim=1)
-    before = head(embeddings).detach()
+    features = torch.randn(40, 192)
+    before = head(features).detach()
     level = torch.where(before > before.median(), 0, 4)
     scale_ratings(head, before, level)
-    after = head(embeddings).detach()
+    after = head(features).detach()
     assert float(after[level == 0].mean()) == pytest.approx(8, abs=1e-3)
     assert float(after[level == 4].mean()) == pytest.approx(2, abs=1e-3)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from hypersd_bench.errors import InputError
@@ -50,9 +51,9 @@ def open_votes() -> Iterator[Callable[[RunStore], VoteStore]]:
         votes.close()
 
 
-def _pixels(file: Path) -> tuple[np.ndarray, dict[str, object]]:
+def _pixels(file: Path) -> tuple[NDArray[np.uint8], list[object]]:
     with Image.open(file) as image:
-        return np.asarray(image), dict(image.info)
+        return np.asarray(image), list(image.info)
 
 
 def test_pixels_stay_and_metadata_goes(tmp_path: Path, open_votes: Callable[[RunStore], VoteStore]) -> None:
@@ -65,7 +66,7 @@ def test_pixels_stay_and_metadata_goes(tmp_path: Path, open_votes: Callable[[Run
         for arm, source in (("a", pair.a), ("b", pair.b)):
             pixels, info = _pixels(files[ids[pair.id, arm]])
             assert np.array_equal(pixels, _pixels(tmp_path / source.file)[0])
-            assert info == {}
+            assert info == []
             assert b"secret" not in files[ids[pair.id, arm]].read_bytes()
             assert source.model not in files[ids[pair.id, arm]].name
 

@@ -1,0 +1,148 @@
+"""What the tables write: decimals, signs, escapes, marks, and the same numbers in every twin."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hypersd_bench.store import RunStore, ScoreRow
+from metrics.comparison import comparisons, summaries
+from reports import tables
+from reports.data import Cell, ReportData, read_report
+from reports.numbers import counted, decimals, fixed, interval, listed, milliseconds
+from tests.synthetic_run import CLIP, make_run
+
+
+def cell(low: float | None, high: float | None) -> Cell:
+    return Cell("m", "a", 1, 0.0, low, high, 8, 4, 0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("half", "places"), [(0.004, 4), (0.04, 3), (0.05, 2), (0.13, 2), (0.49, 2), (0.5, 1), (4.9, 1), (7.0, 0), (900, 0)]
+)
+def test_decimals_follow_the_half_interval(half: float, places: int) -> None:
+    assert decimals([cell(-half, half)]) == places
+
+
+def test_decimals_without_intervals() -> None:
+    assert decimals([]) == decimals([cell(None, None)]) == decimals([cell(1.0, 1.0)]) == 2
+
+
+def test_numbers_as_written() -> None:
+    assert fixed(-1.5, 1) == "\u22121.5"
+    assert fixed(-0.004, 2) == "0.00", "no negative zero"
+    assert fixed(0.004, 2, signed=True) == "0.00"
+    assert fixed(2.5, 1, signed=True) == "+2.5"
+    assert interval(-0.25, 0.5, 2, signed=True) == "[\u22120.25, +0.50]"
+    assert interval(None, 1.0, 2) == ""
+    assert [milliseconds(x) for x in (3.14159, 99.94, 456.4, 7890.0)] == ["3.1", "99.9", "456", "7,890"]
+    assert [counted(n, "image") for n in (0, 1, 1024)] == ["0 images", "1 image", "1,024 images"]
+    assert [listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("50 % & more_of #1", r"50 \% \& more\_of \#1"),
+        (r"C:\new {x} $5 ~ ^", r"C:\textbackslash{}new \{x\} \$5 \textasciitilde{} \textasciicircum{}"),
+        ("FID \u2193 \u22121 <2>", r"FID $\downarrow$ $-$1 \textless{}2\textgreater{}"),
+        ("two\nlines", "two lines"),
+    ],
+)
+def test_latex_escape(text: str, escaped: str) -> None:
+    assert tables.latex_escape(text) == escaped
+
+
+@given(st.text())
+def test_latex_escape_leaves_no_active_character(text: str) -> None:
+    """Taking our own escapes away must leave none of TeX's special characters."""
+    rest = tables.latex_escape(text)
+    for escape in sorted(set(tables._LATEX.values()), key=len, reverse=True):
+        rest = rest.replace(escape, "")
+    assert not set(rest) & set("\\&%$#_{}~^")
+
+
+def test_markdown_escape() -> None:
+    assert tables.markdown_escape("a|b *c* <d> [e]\nf") == r"a\|b \*c\* \<d\> \[e\] f"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    return make_run(tmp_path_factory.mktemp("run") / "a_run", num_prompts=5, steps=(1, 4))
+
+
+@pytest.fixture(scope="module")
+def data(run: RunStore) -> ReportData:
+    return read_report(run)
+
+
+def test_csv_holds_what_the_statistics_say(run: RunStore, data: ReportData) -> None:
+    rows = {
+        (r["metric"], r["model"], int(r["steps"])): r for r in csv.DictReader(io.StringIO(tables.results_csv(data)))
+    }
+    found = summaries(run)
+    assert len(rows) == len(found)
+    for summary in found:
+        assert summary.estimate is not None
+        row = rows[summary.metric, summary.model, summary.steps]
+        assert float(row["value"]) == summary.estimate.value
+        assert (float(row["low"]), int(row["n"])) == (summary.estimate.low, summary.estimate.n)
+    paired = list(csv.DictReader(io.StringIO(tables.differences_csv(data))))
+    assert [float(r["difference"]) for r in paired] == [c.difference.value for c in comparisons(run)]
+    assert [float(r["p_holm"]) for r in paired] == [c.p_holm for c in comparisons(run)]
+
+
+def test_twins_agree_and_mark_the_best(data: ReportData) -> None:
+    markdown, latex = tables.to_markdown(tables.results(data)), tables.to_latex(tables.results(data), "results")
+    places = decimals(c for c in data.cells if c.metric == CLIP.id)
+    best = data.cell(CLIP.id, "hyper-sd", 1)
+    assert best is not None
+    assert best.value is not None
+    assert best.mark == "best"
+    assert f"**{fixed(best.value, places)}**" in markdown
+    assert f"\\textbf{{{fixed(best.value, places)}}}" in latex
+    worst = data.cell(CLIP.id, "tcd", 4)
+    assert worst is not None
+    assert worst.mark == "", "three points below the best can't be level with it"
+    assert "CLIP score \u2191" in markdown
+    assert "FID (lite0) $\\downarrow$" in latex
+    assert latex.count("\\midrule") == 2, "one rule for each step count"
+    widths = {line.count("|") for line in markdown.splitlines() if line.startswith("|")}
+    assert len(widths) == 1, "every row has every column"
+
+
+def test_direction_decides_the_best(data: ReportData) -> None:
+    """FID: lower is better, so the best is the smallest."""
+    values = {c.model: c.value for c in data.cells if c.metric == "fid/lite0" and c.steps == 1 and c.value is not None}
+    best = next(c.model for c in data.cells if c.metric == "fid/lite0" and c.steps == 1 and c.mark == "best")
+    assert best == min(values, key=lambda name: values[name])
+
+
+def test_unscored_is_shown_with_its_reason(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", models=("a", "b"), steps=(1,), num_prompts=3)
+    lost = [row for row in run.images() if row.model == "b"]
+    run.record_scores([ScoreRow(CLIP.id, row.id or 0, None, "no weights") for row in lost])
+    data = read_report(run)
+    row = next(row for row in tables.results(data).rows if row.model == "b")
+    assert row.entries[0].text == ""
+    assert "no weights" in row.entries[0].detail
+    missing = next(r for r in csv.DictReader(io.StringIO(tables.results_csv(data)))
+                   if (r["metric"], r["model"]) == (CLIP.id, "b"))  # fmt: skip
+    assert (missing["value"], missing["missing"]) == ("", "6")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")
+def test_latex_compiles(data: ReportData, tmp_path: Path) -> None:
+    body = "\n".join(text for name, text in tables.files(data).items() if name.endswith(".tex"))
+    source = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{body}\n\\end{{document}}"
+    (tmp_path / "tables.tex").write_text(source)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
