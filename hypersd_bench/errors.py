@@ -1,8 +1,8 @@
 """The errors a user can meet.
 
-    HypersdBenchError
-    +-- InputError        exit 2: the input is wrong; the message says what, where, and what to do
-    +-- CheckFailed       exit 1: a check or a gate did not hold
+HypersdBenchError
++-- InputError        exit 2: the input is wrong; the message says what, where, and what to do
++-- CheckFailed       exit 1: a check or a gate did not hold
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def load_base(base: str, device: str | torch.device = "cpu") -> StableDiffusionP
 
 
 def apply_model(pipe: StableDiffusionPipeline, model: ModelSpec) -> None:
-    """Make the base pipeline sample as ``model``: its LoRA fused into the weights, whatever was there before removed."""
+    """Make the base pipeline sample as ``model``: its LoRA fused into the weights, any other taken out before."""
     remove_model(pipe)
     if model.kind == "base":
         return
@@ -62,7 +62,8 @@ def apply_model(pipe: StableDiffusionPipeline, model: ModelSpec) -> None:
     try:
         pipe.load_lora_weights(model.weights.parent, weight_name=model.weights.name)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{model.name}: {model.weights} does not fit base {model.base!r}: {first_line(error)}") from error
+        problem = f"{model.name}: {model.weights} does not fit base {model.base!r}"
+        raise InputError(f"{problem}: {first_line(error)}") from error
     pipe.fuse_lora(lora_scale=model.contract.lora_scale)
 
 

@@ -194,8 +194,9 @@ class RunStore:
 
     def _select(self, row_type: type[Any], table: str, clause: str = "", *parameters: object) -> Iterable[Any]:
         names = [f.name for f in fields(row_type)]
+        sql = f"SELECT {', '.join(names)} FROM {table} {clause}"
         with self._database() as db:
-            return [row_type(*row) for row in db.execute(f"SELECT {', '.join(names)} FROM {table} {clause}", parameters)]
+            return [row_type(*row) for row in db.execute(sql, parameters)]
 
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from hypersd_bench.catalog.spec import ModelSpec
 from hypersd_bench.errors import InputError
-from hypersd_bench.sampling import ddim_trailing, read_contract
+from hypersd_bench.sampling import ddim_trailing, read_contract, read_safetensors_metadata
 
 TEACHER_STEPS = (1, 2, 4, 8, 25, 50)
+CARD_KEY = "hypersd_bench.card"  # safetensors metadata of files that ``distill`` wrote
 USUAL_GUIDANCE = 7.5  # Stable Diffusion's own default
 
 
@@ -34,6 +36,15 @@ def lora_family(path: Path, family: str, base: str, license: str = "") -> list[M
             weights=file,
             license=license,
             training=training,
+            notes=_how_it_was_made(file, family),
         )
         for file in files
     ]
+
+
+def _how_it_was_made(file: Path, family: str) -> str:
+    """What ``distill`` wrote about a file's making, in a sentence; nothing for a file from elsewhere."""
+    card = json.loads(read_safetensors_metadata(file).get(CARD_KEY, "{}"))
+    if not card:
+        return ""
+    return f"{family}: distilled by {card['method']} with preset {card['preset']}, {card['images_seen']} images seen"

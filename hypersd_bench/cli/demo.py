@@ -11,7 +11,7 @@ SHORT = "hyper-sd-short"  # what the live run is called everywhere, so that nobo
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/demo"), show_default=True, help="Folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print the paths as JSON at the end.")
 def demo(out: Path, as_json: bool) -> None:
     """Distil a short Hyper-SD live, benchmark it beside the shipped students, score, report. Resumable."""
@@ -49,7 +49,9 @@ def _spec(student: Path) -> Path:
 def _verb(name: str, arguments: list[str]) -> None:
     from hypersd_bench import registry
 
-    registry.resolve("verb", name).main(args=arguments, prog_name=f"hypersd-bench {name}", standalone_mode=False)
+    command = registry.resolve("verb", name)
+    with command.make_context(f"hypersd-bench {name}", arguments) as context:
+        command.invoke(context)
 
 
 def _say(text: str) -> None:

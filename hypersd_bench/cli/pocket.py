@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hypersd_bench.errors import CheckFailed, InputError
+
+if TYPE_CHECKING:
+    from hypersd_bench.pocket.check import CheckRow
 
 
 @click.group()
@@ -16,9 +20,9 @@ def pocket() -> None:
 
 
 @pocket.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("build/pocket"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("build/pocket"), show_default=True, help="Folder.")
 @click.option("--stages", help="Only these, with commas: vae,teacher,clip,aesthetic,checker")
-@click.option("--scale", type=click.FloatRange(0.0001, 100), default=1.0, help="Train each stage this many times as long.")
+@click.option("--scale", type=click.FloatRange(0.0001, 100), default=1.0, help="Train this many times as long.")
 @click.option("--device", help="cpu, cuda; the best there is by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON at the end.")
 def build(out: Path, stages: str | None, scale: float, device: str | None, as_json: bool) -> None:
@@ -26,21 +30,21 @@ def build(out: Path, stages: str | None, scale: float, device: str | None, as_js
     import torch
 
     from hypersd_bench.cli.run import split_names
-    from hypersd_bench.pocket.build import Recipe, shortened
+    from hypersd_bench.pocket.build import SHIPPED, shortened
     from hypersd_bench.pocket.build import build as build_miniature
     from hypersd_bench.pocket.card import read_card
     from hypersd_bench.runner.benchmark import choose_device
 
-    recipe = shortened(Recipe(), scale)
+    recipe = shortened(SHIPPED, scale)
     build_miniature(out, torch.device(choose_device(device)), recipe, tuple(split_names(stages) or ()))
     card = read_card(out)
     click.echo(json.dumps(card) if as_json else f"built: {', '.join(card['stages'])} in {out}")
 
 
 @pocket.command()
-@click.option("--weights", type=click.Path(path_type=Path), help="A folder that build made; the shipped miniature by default.")
-@click.option("--images", "num_images", type=click.IntRange(min=8), default=192, show_default=True, help="Images per rate.")
-@click.option("--device")
+@click.option("--weights", type=click.Path(path_type=Path), help="A folder that build made; shipped by default.")
+@click.option("--images", "num_images", type=click.IntRange(8), default=96, show_default=True, help="Images per rate.")
+@click.option("--device", help="cpu, cuda; the best there is by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def check(weights: Path | None, num_images: int, device: str | None, as_json: bool) -> None:
     """Measure the miniature against its bars, on held-out prompts and scenes; exit code 1 when one is missed."""
@@ -66,12 +70,14 @@ def check(weights: Path | None, num_images: int, device: str | None, as_json: bo
 @pocket.command()
 @click.argument("captions", nargs=-1)
 @click.option("--model", default="teacher", show_default=True, help="teacher, or a shipped student: hyper-sd, lcm, ...")
-@click.option("--steps", type=int, default=25, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--columns", type=click.IntRange(1, 32), default=8, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("pocket-sample.png"), show_default=True)
+@click.option("--steps", type=int, default=25, show_default=True, help="A step count the model was made for.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed, other noise.")
+@click.option("--columns", type=click.IntRange(1, 32), default=8, show_default=True, help="Images per caption.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("pocket-sample.png"), help="The picture's file.")
 @click.option("--json", "as_json", is_flag=True, help="Print path and captions as JSON.")
-def sample(captions: tuple[str, ...], model: str, steps: int, seed: int, columns: int, out: Path, as_json: bool) -> None:
+def sample(
+    captions: tuple[str, ...], model: str, steps: int, seed: int, columns: int, out: Path, as_json: bool
+) -> None:
     """Draw CAPTIONS (held-out prompts when none is given), one row each, as one picture."""
     import io
 
@@ -102,7 +108,7 @@ def sample(captions: tuple[str, ...], model: str, steps: int, seed: int, columns
     click.echo(json.dumps({"file": str(out), "captions": texts}) if as_json else "\n".join([*texts, f"-> {out}"]))
 
 
-def _print_rows(rows: list) -> None:  # type: ignore[type-arg]
+def _print_rows(rows: list[CheckRow]) -> None:
     from rich.console import Console
     from rich.table import Table
 

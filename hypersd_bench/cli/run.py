@@ -16,17 +16,17 @@ def split_names(value: str | None) -> list[str] | None:
 
 @click.command()
 @click.argument("spec", required=False, type=click.Path(path_type=Path))
-@click.option("--models", help="Families, LoRA files or distill folders, with commas: teacher@25,hyper-sd,my.safetensors")
+@click.option("--models", help="Families, LoRA files or distill folders, with commas: teacher,hyper-sd,my.safetensors")
 @click.option("--base", help="pocket, or a pipeline folder.")
 @click.option("--steps", help="Step counts, with commas: 1,2,4,8")
 @click.option("--prompts", help="A prompt set by name, or a .txt, .csv or .tsv file.")
 @click.option("--num-prompts", type=int, help="Only the first N prompts.")
 @click.option("--replicates", type=int, help="Images per prompt, each with noise of its own.")
-@click.option("--seed", type=int)
+@click.option("--seed", type=int, help="Seed of all noise.")
 @click.option("--metrics", help="Metric ids, with commas; see: hypersd-bench list metrics")
 @click.option("--baseline", help="The model that others are compared with.")
 @click.option("--reference", type=click.Path(path_type=Path), help="Folder of images that set metrics compare with.")
-@click.option("--batch-size", type=int)
+@click.option("--batch-size", type=int, help="Images made at once; the pictures don't depend on it.")
 @click.option("--no-timing", is_flag=True, help="Leave latency out.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; the spec's 'out' or runs/<spec name>.")
 @click.option("--device", help="cpu, cuda, cuda:1; the best there is by default.")
@@ -52,14 +52,15 @@ def run(spec: Path | None, out: Path | None, device: str | None, no_timing: bool
         click.echo(json.dumps({"run": str(folder), "images": len(store.images()), "defective": defects,
                                "not_scored": failed}))  # fmt: skip
     else:
-        click.echo(f"{len(store.images())} images in {folder} ({defects} defective). Next: hypersd-bench report {folder}")
+        click.echo(f"{len(store.images())} images in {folder} ({defects} defective)")
+        click.echo(f"Next: hypersd-bench report {folder}")
 
 
 @click.command()
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--metrics", help="Metric ids, with commas; the run's own by default.")
 @click.option("--reference", type=click.Path(path_type=Path), help="Folder of images that set metrics compare with.")
-@click.option("--device")
+@click.option("--device", help="cpu, cuda; the best there is by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def score(folder: Path, metrics: str | None, reference: Path | None, device: str | None, as_json: bool) -> None:
     """Score what RUN has not scored yet, by its own metrics or by others."""
@@ -89,7 +90,9 @@ def score(folder: Path, metrics: str | None, reference: Path | None, device: str
 
 @click.command()
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(["csv", "parquet"]), default="csv", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["csv", "parquet"]), default="csv", help="File format; csv by default."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write to; RUN/export by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print the files' paths as JSON.")
 def export(folder: Path, form: str, out: Path | None, as_json: bool) -> None:

@@ -30,25 +30,33 @@ from hypersd_bench.pocket.training import Schedule
 from hypersd_bench.pocket.vae import train_vae
 from hypersd_bench.provenance import collect
 
-POOL_SIZE = 40_000  # scenes every stage trains on
-
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long each stage trains."""
+    """How long each stage trains, and on how many scenes."""
 
-    vae: Schedule = Schedule(steps=2600, batch_size=32, learning_rate=2e-3)
-    teacher: Schedule = Schedule(steps=3500, batch_size=64, learning_rate=1e-3)
-    clip: Schedule = Schedule(steps=1500, batch_size=128, learning_rate=1e-3)
-    aesthetic: Schedule = Schedule(steps=600, batch_size=64, learning_rate=1e-3)
-    checker: Schedule = Schedule(steps=1200, batch_size=64, learning_rate=2e-3)
-    pool_size: int = POOL_SIZE
+    vae: Schedule
+    teacher: Schedule
+    clip: Schedule
+    aesthetic: Schedule
+    checker: Schedule
+    pool_size: int
 
 
-def build(out: Path, device: torch.device, recipe: Recipe | None = None, only: tuple[str, ...] = ()) -> None:
+SHIPPED = Recipe(
+    vae=Schedule(steps=2600, batch_size=32, learning_rate=2e-3),
+    teacher=Schedule(steps=3500, batch_size=64, learning_rate=1e-3),
+    clip=Schedule(steps=1500, batch_size=128, learning_rate=1e-3),
+    aesthetic=Schedule(steps=600, batch_size=64, learning_rate=1e-3),
+    checker=Schedule(steps=1200, batch_size=64, learning_rate=2e-3),
+    pool_size=40_000,
+)
+"""What the shipped miniature was made with."""
+
+
+def build(out: Path, device: torch.device, recipe: Recipe = SHIPPED, only: tuple[str, ...] = ()) -> None:
     """Run the stages that have no product yet, or those named in ``only``; then measure the whole."""
     keep_freed_memory()
-    recipe = recipe or Recipe()
     for name in only:
         if name not in STAGES:
             raise unknown_name("stage", name, STAGES)
@@ -89,9 +97,7 @@ def _teacher(out: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
 def _clip(out: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
     tokenizer = out / "base" / "tokenizer"
     build_tokenizer(tokenizer)
-    clip, facts = train_clip(
-        out / "work", tokenizer, recipe.clip, recipe.pool_size, device, vae=_load_vae(out, device)
-    )
+    clip, facts = train_clip(out / "work", tokenizer, recipe.clip, recipe.pool_size, device, vae=_load_vae(out, device))
     save_clip(clip.model, out / "clip")
     return facts
 

@@ -66,8 +66,10 @@ def normalise_latents(vae: AutoencoderKL, images: NDArray[np.uint8], device: tor
                        for i in range(0, len(images), 64)])  # fmt: skip
     mu, sd = means.mean((0, 2, 3)), means.std((0, 2, 3))
     quant, post = vae.quant_conv, vae.post_quant_conv
-    assert isinstance(quant, nn.Conv2d) and isinstance(post, nn.Conv2d)
-    assert quant.bias is not None and post.bias is not None
+    assert isinstance(quant, nn.Conv2d)
+    assert isinstance(post, nn.Conv2d)
+    assert quant.bias is not None
+    assert post.bias is not None
     # moments = (mean, logvar): mean' = (mean - mu) / sd, logvar' = logvar - 2 log sd
     quant.weight[:CHANNELS] /= sd[:, None, None, None]
     quant.bias[:CHANNELS] = (quant.bias[:CHANNELS] - mu) / sd

@@ -59,9 +59,7 @@ Job = tuple[Prompt, int]  # a prompt and a replicate
 def _missing(plan: Plan, store: RunStore) -> list[tuple[Configuration, list[Job]]]:
     done = {row.key for row in store.images() if (store.folder / row.file).exists()}
     jobs = [(prompt, replicate) for prompt in plan.prompts.prompts for replicate in range(plan.spec.replicates)]
-    missing = [
-        (c, [(p, r) for p, r in jobs if (c.label, c.steps, p.id, r) not in done]) for c in plan.configurations
-    ]
+    missing = [(c, [(p, r) for p, r in jobs if (c.label, c.steps, p.id, r) not in done]) for c in plan.configurations]
     return [(c, todo) for c, todo in missing if todo]
 
 

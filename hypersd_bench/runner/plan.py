@@ -50,7 +50,7 @@ def make_plan(spec: RunSpec, folder: Path = Path()) -> Plan:
     known = catalogue(spec.base)
     configurations = [c for ref in spec.models for c in _configurations(ref, spec, known, folder)]
     labels = list(dict.fromkeys(c.label for c in configurations))
-    if len(set((c.label, c.steps) for c in configurations)) < len(configurations):
+    if len({(c.label, c.steps) for c in configurations}) < len(configurations):
         raise InputError("a model is named twice at the same step count; give one of them another name")
     if spec.baseline and spec.baseline not in labels:
         raise unknown_name("baseline", spec.baseline, labels)

@@ -66,7 +66,7 @@ class RunSpec(_Strict):
 
 
 def load_spec(path: Path | None, overrides: dict[str, Any]) -> RunSpec:
-    """Read a YAML spec and lay the flags that were given over it; raises InputError naming key and nearest known key."""
+    """Read a YAML spec and lay the flags that were given over it; an unknown key raises InputError with the nearest."""
     raw = _read_yaml(path) if path else {}
     raw |= {key: value for key, value in overrides.items() if value is not None}
     where = str(path) if path else "the flags"
@@ -95,6 +95,7 @@ def _first_problem(error: ValidationError, where: str) -> InputError:
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])  # a misspelt key is the cause
     location = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        owner = {"models": ModelRef, "timing": Timing}.get(str(problem["loc"][0]), RunSpec)
+        owners: dict[str, type[BaseModel]] = {"models": ModelRef, "timing": Timing}
+        owner = owners.get(str(problem["loc"][0]), RunSpec)
         return unknown_name("key", str(problem["loc"][-1]), owner.model_fields, where)
     return InputError(f"{where}: {location}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
