@@ -46,9 +46,9 @@ class Recipe:
 SHIPPED = Recipe(
     vae=Schedule(steps=2600, batch_size=32, learning_rate=2e-3),
     teacher=Schedule(steps=3500, batch_size=64, learning_rate=1e-3),
-    clip=Schedule(steps=1500, batch_size=128, learning_rate=1e-3),
-    aesthetic=Schedule(steps=600, batch_size=64, learning_rate=1e-3),
-    checker=Schedule(steps=1200, batch_size=64, learning_rate=2e-3),
+    clip=Schedule(steps=900, batch_size=64, learning_rate=2e-3, ema=0.99),
+    aesthetic=Schedule(steps=250, batch_size=28, learning_rate=2e-3, warmup=10, ema=0.97),
+    checker=Schedule(steps=900, batch_size=64, learning_rate=2e-3, ema=0.99),
     pool_size=40_000,
 )
 """What the shipped miniature was made with."""

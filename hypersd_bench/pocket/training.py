@@ -121,7 +121,7 @@ def scene_pool(folder: Path, count: int, first_seed: int = 0, split: str = "trai
 
 def to_unit(images: NDArray[np.uint8], device: torch.device) -> Tensor:
     """(N, H, W, 3) uint8 to (N, 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _update_ema(ema: dict[str, Tensor], module: nn.Module, decay: float) -> None:
