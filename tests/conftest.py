@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -46,3 +47,15 @@ def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture
+def toy_metrics(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Register the metrics of ``tests.toy_metric``."""
+    from hypersd_bench import registry
+
+    for name in ("brightness", "colour", "absent"):
+        monkeypatch.setitem(registry.METRICS, f"toy/{name}", f"tests.toy_metric:{name.upper()}")
+    registry.rows.cache_clear()
+    yield
+    registry.rows.cache_clear()

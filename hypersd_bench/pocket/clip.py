@@ -48,7 +48,8 @@ class PocketClip:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.logit_scale.device
+        device: torch.device = self.model.logit_scale.device
+        return device
 
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from hypersd_bench import registry
 from hypersd_bench.catalog.spec import ModelSpec
 from hypersd_bench.errors import InputError
 from hypersd_bench.pipelines import apply_model, load_base, sample
@@ -34,15 +32,6 @@ PROMPTS = ["a fox on a blue background", "a car left of a tree on a pink backgro
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_base(tmp_path_factory.mktemp("tiny") / "base")
-
-
-@pytest.fixture
-def toy_metrics(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("brightness", "colour", "absent"):
-        monkeypatch.setitem(registry.METRICS, f"toy/{name}", f"tests.toy_metric:{name.upper()}")
-    registry.rows.cache_clear()
-    yield
-    registry.rows.cache_clear()
 
 
 def make_lora(base: Path, path: Path, contract: SamplerContract) -> Path:

@@ -213,7 +213,9 @@ def _checker_weights(folder: Path, _: Path) -> dict[str, Tensor]:
 
 
 def _clip_weights(folder: Path, built: Path) -> dict[str, Tensor]:
-    return train_clip(folder, built / "base" / "tokenizer", TINY, POOL, CPU)[0].model.state_dict()
+    clip, _ = train_clip(folder, built / "base" / "tokenizer", TINY, POOL, CPU)
+    weights: dict[str, Tensor] = clip.model.state_dict()
+    return weights
 
 
 def _aesthetic_weights(folder: Path, built: Path) -> dict[str, Tensor]:
@@ -309,7 +311,7 @@ def test_pictures_pass_through_the_autoencoder_in_any_batch(built: Path) -> None
 def test_rates_have_wilson_s_interval(successes: int, n: int, low: float, high: float) -> None:
     """Newcombe, Statistics in Medicine 17 (1998) 857, table I, method 3."""
     row = rate_row("x", [i < successes for i in range(n)], 0.5)
-    assert (row.low, row.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+    assert (row.low, row.high) == pytest.approx((low, high), abs=5e-5)
     assert row.n == n
     assert not row.passed
 
@@ -317,7 +319,7 @@ def test_rates_have_wilson_s_interval(successes: int, n: int, low: float, high: 
 def test_means_have_student_s_interval() -> None:
     row = mean_row("x", np.arange(1.0, 6.0), 3.0, "dB")
     # sd sqrt(2.5), t(0.975, 4) = 2.776: 2.776 sqrt(2.5 / 5) = 1.963
-    assert (row.value, row.high - row.value) == (3.0, pytest.approx(1.963, abs=1e-3))
+    assert (row.value, row.high - row.value) == pytest.approx((3.0, 1.963), abs=1e-3)
     assert row.passed
     assert row.to_json()["passed"] is True
 

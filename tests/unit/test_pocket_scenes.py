@@ -70,9 +70,11 @@ def test_outside_the_masks_there_is_only_the_shaded_background(seed: int, split:
     scene = sample_scene(seed, split)
     rendered = render(scene)
     empty = rendered.masks.sum(0) == 0
-    ratio = rendered.image[empty] / np.array(BACKGROUNDS[scene.background])
-    assert ratio.min() > 0.75
-    assert ratio.max() < 1.25
+    base, picture = np.array(BACKGROUNDS[scene.background]), rendered.image[empty].astype(int)
+    shade = 0.14 * 2**0.5 + 1e-9  # the deepest gradient, in a corner
+    ringing = 8  # gray levels that the scaling filter may leave just outside an emoji
+    assert (picture >= base * (1 - shade) - ringing).all()
+    assert (picture <= base * (1 + shade) + ringing).all()
 
 
 @settings(max_examples=40)
