@@ -30,13 +30,13 @@ def moments() -> tuple[Moments, Moments]:
 
 def test_symmetric(benchmark: BenchmarkFixture, moments: tuple[Moments, Moments]) -> None:
     _ = moments[0].root  # a reference's root is computed once for all models
-    assert benchmark.pedantic(frechet_distance, moments, rounds=3, warmup_rounds=1) > 0  # type: ignore[no-untyped-call]
+    assert benchmark.pedantic(frechet_distance, moments, rounds=3, warmup_rounds=1) > 0
 
 
 def test_scipy_sqrtm(benchmark: BenchmarkFixture, moments: tuple[Moments, Moments]) -> None:
     reference, other = moments
     product = reference.covariance @ other.covariance
-    root = benchmark.pedantic(scipy.linalg.sqrtm, [product], rounds=1)  # type: ignore[no-untyped-call]
+    root = benchmark.pedantic(scipy.linalg.sqrtm, [product], rounds=1)
     traces = np.trace(reference.covariance) + np.trace(other.covariance)
     want = np.sum((reference.mean - other.mean) ** 2) + traces - 2 * np.trace(root).real
     assert frechet_distance(*moments) == pytest.approx(want, rel=1e-6)
@@ -44,4 +44,4 @@ def test_scipy_sqrtm(benchmark: BenchmarkFixture, moments: tuple[Moments, Moment
 
 def test_gram_of_few_images(benchmark: BenchmarkFixture) -> None:
     distance = GramDistance(_features(DIMENSIONS // 8, 2), _features(DIMENSIONS // 2, 3))
-    assert benchmark.pedantic(distance, rounds=5, warmup_rounds=1) > 0  # type: ignore[no-untyped-call]
+    assert benchmark.pedantic(distance, rounds=5, warmup_rounds=1) > 0

@@ -135,14 +135,14 @@ class Trainer:
         step = self.position.stage_images // self.preset.batch_size
         self.window, saved, logged = [], time.monotonic(), time.monotonic()
         while step < num_steps:
-            rate = stage.learning_rate * learning_rate_factor(step, num_steps, self.preset.warmup)
-            self._step(stage, rate)
+            factor = learning_rate_factor(step, num_steps, self.preset.warmup)
+            self._step(stage, factor)
             step += 1
             bar.update(self.preset.batch_size)
             if step % LOG_EVERY == 0 or step == num_steps or interrupt.asked:
                 now = time.monotonic()
                 self._advance(now - logged)
-                bar.set_postfix(loss=f"{self._write_log(stage, step, rate, now - logged):.4g}")
+                bar.set_postfix(loss=f"{self._write_log(stage, step, factor, now - logged):.4g}")
                 logged = now
                 if interrupt.asked or (step < num_steps and now - saved > self.preset.checkpoint_every_s):
                     self._save()
@@ -150,8 +150,8 @@ class Trainer:
             if interrupt.asked:
                 raise KeyboardInterrupt
 
-    def _step(self, stage: Stage, rate: float) -> None:
-        """One optimizer step, in ``accumulate`` parts."""
+    def _step(self, stage: Stage, factor: float) -> None:
+        """One optimizer step, in ``accumulate`` parts, at ``factor`` times the stage's learning rates."""
         size = self.preset.batch_size // self.preset.accumulate
         seen = self.position.images + len(self.window) * self.preset.batch_size
         for part in range(self.preset.accumulate):
@@ -164,9 +164,10 @@ class Trainer:
                 if losses.discriminator is not None:
                     self.accelerator.backward(losses.discriminator)
         norm = self.accelerator.clip_grad_norm_(self.roles.parameters("student"), self.preset.grad_clip)
-        for optimizer in self.optimizers.values():
+        rates = {"student": stage.learning_rate, "discriminator": stage.discriminator_learning_rate}
+        for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = factor * rates[name]
             optimizer.step()
             optimizer.zero_grad()
         self.roles.update_ema(self.preset.ema)
@@ -181,7 +182,7 @@ class Trainer:
             seconds=self.position.seconds + seconds,
         )
 
-    def _write_log(self, stage: Stage, step: int, rate: float, seconds: float) -> float:
+    def _write_log(self, stage: Stage, step: int, factor: float, seconds: float) -> float:
         """Log the window's means and start a new one; stops the run at the first loss that is no number."""
         figures = {name: torch.stack([row[name] for row in self.window]).double().cpu() for name in self.window[0]}
         first_step = step - len(self.window) + 1
@@ -190,14 +191,14 @@ class Trainer:
         if bad:
             kept = self.run.latest()
             raise HypersdBenchError(
-                f"{self.settings.method}: the loss of stage {stage.name} or its gradient is not finite at step {bad[0]}; "
+                f"{self.settings.method} {stage.name}: loss or gradient is not finite at step {bad[0]}; "
                 f"last good checkpoint: {kept or 'none yet'}; lower the learning rate, or start over with --fresh"
             )
         means = {name: float(values.mean()) for name, values in figures.items()}
         images = len(self.window) * self.preset.batch_size
         row = {
             "method": self.settings.method, "stage": stage.name, "step": step, "images_seen": self.position.images,
-            **means, "learning_rate": rate, "images_per_s": round(images / seconds, 2),
+            **means, "learning_rate": factor * stage.learning_rate, "images_per_s": round(images / seconds, 2),
             "seconds": round(self.position.seconds, 2),
         }  # fmt: skip
         with self.log.open("a") as file:

@@ -25,7 +25,8 @@ class Preset:
     accumulate: int = 1
     rank: int = 8  # ours: 0.53 M parameters on the miniature, 1.1 MB as fp16; the papers' 64 is for SD1.5 and SDXL
     learning_rate: float = 1e-3  # ours: a short budget; LCM-LoRA 1e-4, Hyper-SD 1e-6 at batch 512
-    adversarial_learning_rate: float = 1e-4  # ours: Lightning 1e-6 for student and discriminator alike
+    adversarial_learning_rate: float = 1e-4  # ours; Lightning 1e-6 for student and discriminator alike
+    discriminator_learning_rate: float = 1e-3  # ours: its heads start from nothing and have some dozen steps
     warmup: float = 0.05  # ours
     guidance: tuple[float, float] = (2.0, 4.0)  # ours: the miniature's teacher is best near 3; papers w in [2, 14]
     ema: float = 0.95  # LCM; TCD community code

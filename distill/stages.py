@@ -38,7 +38,7 @@ class Stage:
 
     images: training images the stage sees. export: file name without ending, relative to the run's folder, under
     which the stage's student is written with ``contract``. new_previous: whether ``previous`` becomes a copy of the
-    student as the stage starts. discriminator: makes the stage's discriminator from the UNet.
+    student as the stage starts. discriminator: makes the stage's discriminator from the UNet, with a rate of its own.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Stage:
     betas: tuple[float, float] = (0.9, 0.999)
     new_previous: bool = False
     discriminator: Callable[[UNet2DConditionModel], nn.Module] | None = None
+    discriminator_learning_rate: float = 0.0
 
 
 class Method(Protocol):

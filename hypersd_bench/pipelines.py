@@ -115,7 +115,8 @@ def sample_latents(
             eps_u, eps_c = eps.chunk(2)
             eps = eps_u + contract.guidance_scale * (eps_c - eps_u)
         x = scheduler.step(eps, t, x, return_dict=False, **options)[0]
-    return x
+    latents: Tensor = x
+    return latents
 
 
 @torch.no_grad()

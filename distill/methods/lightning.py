@@ -96,6 +96,7 @@ class Lightning:
                 losses=partial(adversarial, before=before, n=n),
                 betas=ADAM_BETAS,
                 discriminator=make,
+                discriminator_learning_rate=preset.discriminator_learning_rate,
             )
             for kind, export, make in (
                 ("conditional", f"stages/{name}-conditional", conditional),

@@ -153,7 +153,8 @@ def _shaded_background(rgb: tuple[int, int, int], rng: np.random.Generator) -> N
     angle, depth = rng.uniform(0, 2 * np.pi), rng.uniform(0.04, 0.14)
     y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
     shade = 1 + depth * (np.cos(angle) * x + np.sin(angle) * y)
-    return np.clip(np.asarray(rgb) / 255 * shade[..., None], 0, 1)
+    colours: NDArray[np.float64] = np.clip(np.asarray(rgb) / 255 * shade[..., None], 0, 1)
+    return colours
 
 
 def _place(name: str, index: int, count: int, rng: np.random.Generator) -> tuple[NDArray[np.float64], int, int]:

@@ -116,7 +116,8 @@ def scene_pool(folder: Path, count: int, first_seed: int = 0, split: str = "trai
         with partial.open("wb") as file:
             np.save(file, pool)
         os.replace(partial, path)
-    return np.load(path, mmap_mode="r")
+    stored: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    return stored
 
 
 def to_unit(images: NDArray[np.uint8], device: torch.device) -> Tensor:

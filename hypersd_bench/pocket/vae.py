@@ -37,7 +37,9 @@ def new_vae() -> AutoencoderKL:
     )
 
 
-def train_vae(folder: Path, schedule: Schedule, pool_size: int, device: torch.device) -> tuple[AutoencoderKL, Any]:
+def train_vae(
+    folder: Path, schedule: Schedule, pool_size: int, device: torch.device
+) -> tuple[AutoencoderKL, dict[str, Any]]:
     """Train on rendered scenes; returns the normalised autoencoder and the facts of the training."""
     pool = scene_pool(folder, pool_size)
     torch.manual_seed(0)

@@ -127,11 +127,11 @@ def test_stopped_and_resumed_equals_unstopped(
     monkeypatch.setattr(loop, "LOG_EVERY", 2)  # so that checkpoints lie within stages
     steps, step = [0], Trainer._step
 
-    def counted(self: Trainer, stage: Stage, rate: float) -> None:
+    def counted(self: Trainer, stage: Stage, factor: float) -> None:
         if steps[0] == stop_after:
             raise KeyboardInterrupt
         steps[0] += 1
-        step(self, stage, rate)
+        step(self, stage, factor)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", counted)
@@ -174,8 +174,8 @@ def test_ctrl_c_keeps_a_checkpoint_of_the_step_under_way(
     patient = replace(chosen, preset=replace(chosen.preset, checkpoint_every_s=1e9))
     step = Trainer._step
 
-    def interrupted(self: Trainer, stage: Stage, rate: float) -> None:
-        step(self, stage, rate)
+    def interrupted(self: Trainer, stage: Stage, factor: float) -> None:
+        step(self, stage, factor)
         if len(self.window) == 3:
             os.kill(os.getpid(), signal.SIGINT)
 

@@ -58,7 +58,7 @@ def lora(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_for(base: Path, folder: Path, **changes: object) -> Plan:
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
-    raw = {"base": str(base), "models": ["teacher"], "steps": [1, 2], "prompts": "prompts.txt", "replicates": 2,
+    raw: dict[str, object] = {"base": str(base), "models": ["teacher"], "steps": [1, 2], "prompts": "prompts.txt", "replicates": 2,
            "timing": {"repeats": 2}, **changes}  # fmt: skip
     return make_plan(load_spec(None, raw), folder)
 
@@ -88,8 +88,10 @@ def test_a_run_from_spec_to_tables(base: Path, lora: Path, tmp_path: Path) -> No
 
 
 def test_the_pictures_do_not_depend_on_batch_size_or_order(base: Path, tmp_path: Path) -> None:
-    for name, changes in {"one": {"batch_size": 1}, "all": {"batch_size": 64, "models": ["teacher@2,1"]}}.items():
-        run_benchmark(plan_for(base, tmp_path, **{"timing": None, **changes}), tmp_path / name, "cpu")
+    one = plan_for(base, tmp_path, timing=None, batch_size=1)
+    together = plan_for(base, tmp_path, timing=None, batch_size=64, models=["teacher@2,1"])
+    for name, plan in (("one", one), ("all", together)):
+        run_benchmark(plan, tmp_path / name, "cpu")
     for path in (tmp_path / "one" / "images").rglob("*.png"):
         other = tmp_path / "all" / path.relative_to(tmp_path / "one")
         a, b = (np.asarray(Image.open(p), int) for p in (path, other))

@@ -42,12 +42,12 @@ def _join(client: TestClient) -> dict[str, Any]:
     return _json(client.get("/api/next"))
 
 
-def _vote(client: TestClient, pair: dict[str, Any], choice: str = "left") -> httpx.Response:
+def _vote(client: TestClient, pair: dict[str, Any], choice: str = "left") -> Any:
     body = {"assignment_id": pair["assignment_id"], "choice": choice, "response_ms": 1234}
     return client.post("/api/vote", json=body)
 
 
-def _json(response: httpx.Response) -> dict[str, Any]:
+def _json(response: Any) -> dict[str, Any]:
     response.raise_for_status()
     value: dict[str, Any] = response.json()
     return value

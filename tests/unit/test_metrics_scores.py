@@ -22,6 +22,7 @@ from metrics import aesthetic, backbones, clip_score, concept, fid
 from metrics.aesthetic import LinearHead
 from metrics.clip_score import ClipScore
 from metrics.concept import Concept
+from metrics.factory import Factory
 from metrics.fid import Fid
 
 OURS = ["aesthetic", "clip-score", "concept", "fid"]
@@ -182,7 +183,7 @@ def test_own_reference_is_fresh_renders_of_the_prompts_captions(monkeypatch: pyt
     ],
 )
 def test_missing_weights_name_the_remedy(
-    factory: clip_score.Factory[ImageMetric],
+    factory: Factory[ImageMetric],
     variable: str,
     remedy: str,
     monkeypatch: pytest.MonkeyPatch,

@@ -29,7 +29,7 @@ def _voted(run: Path) -> None:
         assert rater
         turn = votes.turn(rater)
         while turn.assignment_id:
-            turn = votes.vote(rater, turn.assignment_id, choice, 1000)[1]  # type: ignore[arg-type]
+            turn = votes.vote(rater, turn.assignment_id, choice, 1000)[1]
     votes.close()
 
 
