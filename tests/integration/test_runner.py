@@ -58,9 +58,15 @@ def lora(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_for(base: Path, folder: Path, **changes: object) -> Plan:
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
-    raw: dict[str, object] = {"base": str(base), "models": ["teacher"], "steps": [1, 2], "prompts": "prompts.txt", "replicates": 2,
-           "timing": {"repeats": 2}, **changes}  # fmt: skip
-    return make_plan(load_spec(None, raw), folder)
+    raw: dict[str, object] = {
+        "base": str(base),
+        "models": ["teacher"],
+        "steps": [1, 2],
+        "prompts": "prompts.txt",
+        "replicates": 2,
+        "timing": {"repeats": 2},
+    }
+    return make_plan(load_spec(None, raw | changes), folder)
 
 
 @pytest.mark.usefixtures("toy_metrics")
