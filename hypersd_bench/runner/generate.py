@@ -46,10 +46,14 @@ def generate(plan: Plan, store: RunStore, device: str) -> None:
                 bar.update(len(batch))
 
 
-def encode_all(pipe: StableDiffusionPipeline, prompts: Sequence[Prompt]) -> Embeddings:
-    """Encode every distinct prompt, and the empty one."""
+def encode_all(pipe: StableDiffusionPipeline, prompts: Sequence[Prompt], batch_size: int = 64) -> Embeddings:
+    """Encode every prompt, and the empty one; batches are cut from the whole list, so a resumed run encodes alike."""
+    encoded: dict[str, Tensor] = {}
     with torch.no_grad():
-        encoded = {p.id: encode_prompts(pipe, [p.text]) for p in prompts}
+        for i in range(0, len(prompts), batch_size):
+            batch = prompts[i : i + batch_size]
+            embeds = encode_prompts(pipe, [prompt.text for prompt in batch]).split(1)
+            encoded |= {prompt.id: embed for prompt, embed in zip(batch, embeds, strict=True)}
         return Embeddings(encoded, encode_prompts(pipe, [""]))
 
 
