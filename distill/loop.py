@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,10 @@ class Trainer:
         difference = self.exporter.export(stage, self.roles, self.data.batch(0, CHECKED_IMAGES), self._card(stage))
         self.roles.copy("ema", "student")
         path = self.run.path / f"{stage.export}.safetensors"
-        tqdm.write(f"{stage.name}: {path}, reloaded, differs from the trained student by at most {difference:.1e}")
+        tqdm.write(
+            f"{stage.name}: {path}, reloaded, differs from the trained student by at most {difference:.1e}",
+            file=sys.stderr,  # stdout is for --json
+        )
         self.run.finish_stage({
             "name": stage.name, "file": f"{stage.export}.safetensors", "sha256": sha256(path),
             "steps": sorted(stage.contract.timesteps), "scheduler": stage.contract.scheduler, "images": stage.images,

@@ -44,7 +44,7 @@ class Preset:
 
 
 PRESETS = {
-    "pocket": Preset(name="pocket", images=32768),
+    "pocket": Preset(name="pocket", images=16384),
     "pocket-demo": Preset(name="pocket-demo", images=4096, scenes=2048),
     "tiny": Preset(name="tiny", images=128, batch_size=4, rank=2, scenes=16),
 }

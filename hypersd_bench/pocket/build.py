@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from torch import nn
 
 from hypersd_bench.errors import unknown_name
 from hypersd_bench.host import keep_freed_memory
@@ -78,7 +79,7 @@ def _record(out: Path, name: str, facts: dict[str, Any], device: torch.device) -
 
 def _vae(out: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
     vae, facts = train_vae(out / "work", recipe.vae, recipe.pool_size, device)
-    _save_half(vae, out / "base" / "vae")
+    nn.Module.half(vae.cpu()).save_pretrained(out / "base" / "vae")
     return facts
 
 
@@ -88,7 +89,9 @@ def _teacher(out: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
     pipe, facts = train_teacher(out / "work", recipe.teacher, recipe.pool_size, vae, tokenizer, device)
     fresh = out / "work" / "base"
     shutil.rmtree(fresh, ignore_errors=True)
-    pipe.to("cpu", torch.float16).save_pretrained(fresh)
+    for module in (pipe.vae, pipe.unet, pipe.text_encoder):
+        nn.Module.half(module.cpu())  # to store, not to run; diffusers' own .to() warns of running
+    pipe.save_pretrained(fresh)
     shutil.rmtree(out / "base")
     fresh.rename(out / "base")
     return facts
@@ -129,10 +132,6 @@ STAGES: dict[str, Callable[[Path, Recipe, torch.device], dict[str, Any]]] = {
 def _load_vae(out: Path, device: torch.device) -> AutoencoderKL:
     vae: AutoencoderKL = AutoencoderKL.from_pretrained(out / "base" / "vae", dtype=torch.float32)
     return vae.to(device).eval().requires_grad_(False)
-
-
-def _save_half(vae: AutoencoderKL, folder: Path) -> None:
-    vae.to("cpu", torch.float16).save_pretrained(folder)
 
 
 def shortened(recipe: Recipe, factor: float) -> Recipe:

@@ -17,7 +17,7 @@ from hypersd_bench.pocket.training import Schedule
 
 def test_every_stage_is_built_once_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "run_check", lambda out, device: [])  # judged in test_pocket_check, on real weights
-    tiny = {name: replace(getattr(SHIPPED, name), steps=2, batch_size=4, warmup=1) for name in STAGES}
+    tiny = {name: replace(getattr(SHIPPED, name), steps=2, batch_size=8, warmup=1) for name in STAGES}
     recipe = replace(SHIPPED, **tiny, pool_size=48)
     build(tmp_path, torch.device("cpu"), recipe)
     card = json.loads((tmp_path / "card.json").read_text())
