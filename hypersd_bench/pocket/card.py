@@ -25,7 +25,10 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
-    """Write ``card.json`` and the README.md that says the same to people."""
+    """Write ``card.json`` and the README.md that says the same to people.
+
+    ``remarks``, where somebody wrote them into the card, are sentences on how these very weights came to be.
+    """
     write_json(folder / "card.json", card)
     write_bytes(folder / "README.md", _readme(card).encode())
 
@@ -50,8 +53,9 @@ def _readme(card: dict[str, Any]) -> str:
         "up to floating-point rounding. Curves are in `card.json`.\n",
         "| part | what | steps x batch | minutes | last loss | machine |",
         "|---|---|---|---|---|---|",
-        *(_stage_row(name, facts) for name, facts in stages.items()),
+        *(_stage_row(name, stages[name]) for name in _WHAT if name in stages),
         "",
+        *(f"{remark}\n" for remark in card.get("remarks", ())),
     ]
     if rows:
         parts += [
