@@ -25,6 +25,7 @@ from distill.stages import Batch, Losses, Stage, draw_guidance, draw_noise, spli
 from hypersd_bench.sampling import NUM_TRAIN_TIMESTEPS, ddim_trailing
 
 SEGMENTS = (8, 4, 2, 1)  # 2404.13686, section 3.1
+SHARES = (1.0, 1.0, 2.0, 4.0)  # of the images; ours: the longer a segment, the longer consistency travels to its start
 GRID = 40  # ours: LCM and TCD use 50, which misses boundaries of 8 and 4 segments
 
 
@@ -34,9 +35,9 @@ class HyperSD:
     name = "hyper-sd"
 
     def stages(self, preset: Preset) -> tuple[Stage, ...]:
-        """One stage and one LoRA for each number of segments, with equal shares of the images."""
+        """One stage and one LoRA for each number of segments."""
         check_grid(NUM_TRAIN_TIMESTEPS, GRID, SEGMENTS)
-        shares = split_images(preset.images, preset.batch_size, (1,) * len(SEGMENTS))
+        shares = split_images(preset.images, preset.batch_size, SHARES)
         return tuple(
             Stage(
                 name=f"{k}-segments",

@@ -16,7 +16,7 @@ SHORT = "hyper-sd-short"  # what the live run is called everywhere, so that nobo
 def demo(out: Path, as_json: bool) -> None:
     """Distil a short Hyper-SD live, benchmark it beside the shipped students, score, report. Resumable."""
     student = out.parent / f"{out.name}-{SHORT}"
-    _say(f"1/3  Distilling a short Hyper-SD run of the miniature into {student} (an eighth of the shipped budget)")
+    _say(f"1/3  Distilling a short Hyper-SD run of the miniature into {student} (a quarter of the shipped budget)")
     _verb("distill", ["hyper-sd", "--base", "pocket", "--preset", "pocket-demo", "--out", str(student)])
     _say("2/3  Benchmarking it beside the shipped full-budget students at 1, 2, 4 and 8 steps")
     _verb("run", [str(_spec(student)), "--out", str(out)])
