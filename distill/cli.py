@@ -20,8 +20,8 @@ from hypersd_bench.errors import InputError, unknown_name
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/distill/METHOD.")
 @click.option("--images", type=click.IntRange(min=1), help="Training images to see, instead of the preset's.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--resume/--fresh", default=True, show_default=True, help="Go on with the run in --out, or start over.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA if there.")
+@click.option("--resume/--fresh", default=True, show_default=True, help="Go on in --out, or start over.")
 @click.option("--json", "as_json", is_flag=True, help="Print the run's manifest as JSON.")
 def distill(
     method: str,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,27 +52,26 @@ def load_base(base: str, device: str | torch.device = "cpu") -> StableDiffusionP
     return pipe.to(device)
 
 
-def apply_model(pipe: StableDiffusionPipeline, model: ModelSpec) -> None:
-    """Make the base pipeline sample as ``model``: its LoRA fused into the weights, any other taken out before."""
-    remove_model(pipe)
+def with_model(base: StableDiffusionPipeline, model: ModelSpec) -> StableDiffusionPipeline:
+    """A pipeline that samples as ``model``: its LoRA fused into a copy of the base's UNet, all else shared.
+
+    The base itself is never touched: fusing and unfusing would leave rounding behind, and the pictures would depend
+    on which models came before.
+    """
     if model.kind == "base":
-        return
+        return base
     assert model.weights is not None
     read_safetensors_metadata(model.weights)
+    components = {**base.components, "unet": copy.deepcopy(base.unet)}
+    pipe: StableDiffusionPipeline = StableDiffusionPipeline(**components, requires_safety_checker=False)
     try:
         pipe.load_lora_weights(model.weights.parent, weight_name=model.weights.name)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         problem = f"{model.name}: {model.weights} does not fit base {model.base!r}"
         raise InputError(f"{problem}: {first_line(error)}") from error
     pipe.fuse_lora(lora_scale=model.contract.lora_scale)
-
-
-def remove_model(pipe: StableDiffusionPipeline) -> None:
-    """Take a fused LoRA out again."""
-    if pipe.get_active_adapters():
-        with contextlib.suppress(ValueError):  # nothing fused
-            pipe.unfuse_lora()
-        pipe.unload_lora_weights()
+    pipe.unload_lora_weights()
+    return pipe
 
 
 def encode_prompts(pipe: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:

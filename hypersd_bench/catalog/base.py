@@ -47,4 +47,4 @@ def _how_it_was_made(file: Path, family: str) -> str:
     card = json.loads(read_safetensors_metadata(file).get(CARD_KEY, "{}"))
     if not card:
         return ""
-    return f"{family}: distilled by {card['method']} with preset {card['preset']}, {card['images_seen']} images seen"
+    return f"{family}: distilled by {card['method']} with preset {card['preset']}"

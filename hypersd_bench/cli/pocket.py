@@ -84,7 +84,7 @@ def sample(
     import numpy as np
     from PIL import Image
 
-    from hypersd_bench.pipelines import apply_model, load_base
+    from hypersd_bench.pipelines import load_base, with_model
     from hypersd_bench.pipelines import sample as draw
     from hypersd_bench.prompts import load_prompts
     from hypersd_bench.runner.plan import make_plan
@@ -94,8 +94,7 @@ def sample(
 
     texts = list(captions) or [prompt.text for prompt in load_prompts("pocket/held-out").prompts[:8]]
     chosen = make_plan(load_spec(None, {"models": [model], "steps": [steps]})).configurations[0]
-    pipe = load_base("pocket")
-    apply_model(pipe, chosen.model)
+    pipe = with_model(load_base("pocket"), chosen.model)
     seeds = [image_seed(seed, text, column) for text in texts for column in range(columns)]
     repeated = [text for text in texts for _ in range(columns)]
     images = draw(pipe, chosen.model.contract, steps, repeated, seeds).numpy()

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from hypersd_bench.pipelines import apply_model, decode_latents, encode_prompts, load_base, sample_latents, to_uint8
+from hypersd_bench.pipelines import decode_latents, encode_prompts, load_base, sample_latents, to_uint8, with_model
 from hypersd_bench.prompts import Prompt
 from hypersd_bench.runner.plan import Configuration, Plan
 from hypersd_bench.seeding import image_seed
@@ -33,13 +33,13 @@ def generate(plan: Plan, store: RunStore, device: str) -> None:
     missing = _missing(plan, store)
     if not missing:
         return
-    pipe = load_base(plan.spec.base, device)
-    embeddings = encode_all(pipe, plan.prompts.prompts)
+    base = load_base(plan.spec.base, device)
+    embeddings = encode_all(base, plan.prompts.prompts)
     done = plan.num_images - sum(len(jobs) for _, jobs in missing)
     with tqdm(total=plan.num_images, initial=done, desc="images", unit="image", smoothing=0.1) as bar:
         for configuration, jobs in missing:
             bar.set_postfix_str(f"{configuration.label}@{configuration.steps}")
-            apply_model(pipe, configuration.model)
+            pipe = with_model(base, configuration.model)
             for i in range(0, len(jobs), plan.spec.batch_size):
                 batch = jobs[i : i + plan.spec.batch_size]
                 store.record_images(_make_batch(pipe, embeddings, plan, configuration, batch, store))

@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from tqdm import tqdm
 
-from hypersd_bench.pipelines import apply_model, decode_latents, encode_prompts, load_base, sample_latents
+from hypersd_bench.pipelines import decode_latents, encode_prompts, load_base, sample_latents, with_model
 from hypersd_bench.runner.plan import Configuration, Plan
 from hypersd_bench.seeding import image_seed
 from hypersd_bench.store import RunStore, TimingRow
@@ -23,9 +23,9 @@ def time_run(plan: Plan, store: RunStore, device: str) -> None:
     todo = [c for c in plan.configurations if (c.label, c.steps) not in have]
     if not todo:
         return
-    pipe = load_base(plan.spec.base, device)
+    base = load_base(plan.spec.base, device)
     for configuration in tqdm(todo, desc="latency", unit="configuration"):
-        apply_model(pipe, configuration.model)
+        pipe = with_model(base, configuration.model)
         rows: list[TimingRow] = []
         for repeat in range(-timing.warmup, timing.repeats):
             timed = _time_once(pipe, plan, configuration, repeat, device)
