@@ -46,7 +46,7 @@ def make_lora(base: Path, path: Path, contract: SamplerContract) -> Path:
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
     StableDiffusionPipeline.save_lora_weights(path.parent, get_peft_model_state_dict(pipe.unet), weight_name=path.name)
     with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) * 20 for key in file.keys()}  # noqa: SIM118 (not a dict)
+        tensors = {key: file.get_tensor(key) * 4 for key in file.keys()}  # noqa: SIM118 (not a dict)
     save_file(tensors, path, {METADATA_KEY: contract.to_json()})
     return path
 
