@@ -15,6 +15,7 @@ import altair as alt
 import vl_convert
 
 from hypersd_bench.contracts import MetricInfo
+from reports.curves import Curve
 from reports.data import Model, ReportData
 from reports.numbers import counted
 
@@ -200,7 +201,7 @@ def _quoted(text: str) -> str:
 def _loss_plot(data: ReportData, model: Model) -> Drawing:
     curves = [curve for curve in data.curves if curve.model == model.name]
     rows = [{"x": x, "loss": loss, "stage": curve.stage} for curve in curves for x, loss in curve.points]
-    starts = [{"x": curve.points[0][0], "stage": curve.stage} for curve in curves]
+    starts = [{"x": curve.points[0][0], "stage": curve.stage if _is_wide(curve, curves) else ""} for curve in curves]
     positive = all(loss > 0 for curve in curves for _, loss in curve.points)
     y = alt.Y("loss:Q", title="loss", scale=alt.Scale(type="log" if positive else "linear", zero=False, nice=False),
               axis=alt.Axis(tickCount=4, grid=False))  # fmt: skip
@@ -213,6 +214,12 @@ def _loss_plot(data: ReportData, model: Model) -> Drawing:
         lines.encode(x=x, y=y, detail="stage:N"),
         names.encode(text="stage:N", y=alt.value(0)),
     )
+
+
+def _is_wide(curve: Curve, curves: Sequence[Curve]) -> bool:
+    """Whether a stage takes enough of the plot's width for its name to stand there."""
+    images = [points[-1][0] - points[0][0] for points in (curve.points, curves[0].points + curves[-1].points)]
+    return images[0] >= 0.12 * images[1]
 
 
 def _ends(interval: Any) -> dict[str, float]:

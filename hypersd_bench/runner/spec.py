@@ -29,8 +29,8 @@ class Timing(_Strict):
     """How latency is measured: ``repeats`` timed batches after ``warmup`` untimed ones."""
 
     batch_size: int = Field(1, ge=1)
-    repeats: int = Field(5, ge=1)
-    warmup: int = Field(1, ge=0)
+    repeats: int = Field(10, ge=1)
+    warmup: int = Field(3, ge=0)
 
 
 def _read_model_ref(value: Any) -> Any:
