@@ -21,7 +21,7 @@ demo: setup ## the whole story on the miniature: distil, benchmark, score, repor
 test: lint ## lint, types, floors, then every test that runs on this machine, with coverage
 	@for browser in chromium chromium-browser google-chrome; do command -v $$browser && break; done >/dev/null \
 	    || echo "no Chromium here: the browser test of the study page will be skipped"
-	$(BIN)/pytest --cov --cov-report=term
+	$(BIN)/pytest --numprocesses auto --dist loadfile -p no:benchmark --cov --cov-report=term
 
 lint: setup
 	$(BIN)/ruff check $(CODE)
