@@ -131,6 +131,7 @@ STAGES: dict[str, Callable[[Path, Recipe, torch.device], dict[str, Any]]] = {
 
 def _load_vae(out: Path, device: torch.device) -> AutoencoderKL:
     vae: AutoencoderKL = AutoencoderKL.from_pretrained(out / "base" / "vae", dtype=torch.float32)
+    vae.register_to_config(_name_or_path="")  # or the folder of this machine would be saved with the weights
     return vae.to(device).eval().requires_grad_(False)
 
 

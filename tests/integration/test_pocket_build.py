@@ -28,6 +28,7 @@ def test_every_stage_is_built_once_and_recorded(tmp_path: Path, monkeypatch: pyt
     assert len(made) >= 6
     build(tmp_path, torch.device("cpu"), recipe)
     assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert not any(str(tmp_path) in path.read_text() for path in tmp_path.glob("base/*/*.json"))
     assert "CC-BY" in (tmp_path / "README.md").read_text()
     with pytest.raises(InputError, match="did you mean 'teacher'"):
         build(tmp_path, torch.device("cpu"), recipe, only=("techer",))
