@@ -214,7 +214,8 @@ def test_a_real_interrupt_exits_130(tmp_path: Path) -> None:
         "import click, time\n@click.command()\ndef toy():\n    click.echo('started')\n    time.sleep(60)\n"
     )
     code = (
-        "import sys; from hypersd_bench import registry; from hypersd_bench.contracts import Verb\n"
+        "import signal, sys; from hypersd_bench import registry; from hypersd_bench.contracts import Verb\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job is born ignoring it
         "registry.rows('verb')['toy'] = Verb('toy_verb:toy', '')\n"
         "from hypersd_bench.cli.main import main; sys.exit(main(['toy']))"
     )
