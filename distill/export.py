@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from distill.batch import Batch
+from distill.formats import compress, concatenate
 from distill.roles import Roles
-from distill.stages import Batch, Stage
+from distill.stages import Stage
 from hypersd_bench.errors import HypersdBenchError
-from hypersd_bench.pipelines import load_base, sample
+from hypersd_bench.pipelines import Pipeline, load_base, sample
 from hypersd_bench.pocket.prompts import held_out_prompts
 from hypersd_bench.pocket.scenes import ATTRIBUTION
 from hypersd_bench.sampling import METADATA_KEY, SamplerContract, ddim_trailing
@@ -63,7 +64,7 @@ class Exporter:
         """Write the EMA and its sample grid; returns the file's largest relative difference from what was trained."""
         path = self._folder / f"{stage.export}.safetensors"
         contract = replace(stage.contract, prediction_type=roles.schedule.prediction_type)
-        write_lora(path, roles, contract, card)
+        write_lora(path, trained_lora(stage, roles), contract, card)
         teacher_row = self._teacher_row
         self._pipe.load_lora_weights(path.parent, weight_name=path.name)
         try:
@@ -76,7 +77,7 @@ class Exporter:
         return difference
 
     @cached_property
-    def _pipe(self) -> StableDiffusionPipeline:
+    def _pipe(self) -> Pipeline:
         return load_base(self._base, self._device)
 
     @cached_property
@@ -85,23 +86,33 @@ class Exporter:
         return sample(self._pipe, contract, TEACHER_STEPS, *_grid_prompts())
 
 
-def write_lora(path: Path, roles: Roles, contract: SamplerContract, card: Mapping[str, Any]) -> None:
-    """Write the EMA as fp16 under diffusers' LoRA keys, with its sampler contract and card in the metadata."""
-    tensors = {f"unet.{name}": value.detach().to("cpu", torch.float16) for name, value in roles.state("ema").items()}
+def trained_lora(stage: Stage, roles: Roles) -> dict[str, Tensor]:
+    """The EMA under PEFT's names; a feedback LoRA is merged into the student's, at the stage's ratio and its rank."""
+    ema = roles.state("ema")
+    if stage.trains == "student":
+        return ema
+    return compress(concatenate(roles.state("student"), ema, stage.feedback_ratio), roles.rank)[0]
+
+
+def write_lora(path: Path, lora: Mapping[str, Tensor], contract: SamplerContract, card: Mapping[str, Any]) -> None:
+    """Write a LoRA as fp16 under diffusers' keys, with its sampler contract and card in the metadata."""
+    tensors = {f"unet.{name}": value.detach().to("cpu", torch.float16) for name, value in lora.items()}
     metadata = {"format": "pt", METADATA_KEY: contract.to_json(), CARD_KEY: json.dumps(card, sort_keys=True)}
     write_bytes(path, to_safetensors(tensors, metadata=metadata))
 
 
 @torch.no_grad()
-def largest_difference(pipe: StableDiffusionPipeline, roles: Roles, batch: Batch) -> float:
+def largest_difference(pipe: Pipeline, roles: Roles, batch: Batch) -> float:
     """The largest difference between the pipeline's and the trained EMA's noise, relative to the largest noise."""
-    t = torch.linspace(0, roles.schedule.num_train_timesteps - 1, len(batch.z0)).long().to(batch.z0.device)
-    trained = roles.predict("ema", batch.z0, t, batch.text)
-    output = pipe.unet(batch.z0, t, encoder_hidden_states=batch.text, return_dict=False)[0]
-    return float((roles.schedule.eps(output, batch.z0, t) - trained).abs().max() / trained.abs().max())
+    device = batch.cond.text.device
+    t = torch.linspace(0, roles.schedule.num_train_timesteps - 1, len(batch)).long().to(device)
+    x = torch.randn((len(batch), *batch.latent_shape), generator=torch.Generator().manual_seed(0)).to(device)
+    trained = roles.predict("ema", x, t, batch.cond)
+    output = pipe.unet(x.to(pipe.unet.dtype), t, return_dict=False, **batch.cond.cast(pipe.unet.dtype).arguments)[0]
+    return float((roles.schedule.eps(output.float(), x, t) - trained).abs().max() / trained.abs().max())
 
 
-def write_grid(path: Path, pipe: StableDiffusionPipeline, contract: SamplerContract, teacher_row: Tensor) -> None:
+def write_grid(path: Path, pipe: Pipeline, contract: SamplerContract, teacher_row: Tensor) -> None:
     """Write a PNG: the teacher's row, then one for each step count of the contract; the same prompts and noise."""
     rows = [teacher_row, *(sample(pipe, contract, steps, *_grid_prompts()) for steps in sorted(contract.timesteps))]
     grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)  # (3, rows x H, prompts x W)

@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from distill.batch import Batch
 from distill.checkpoint import (
     Position,
     RunFolder,
@@ -28,10 +30,11 @@ from distill.checkpoint import (
 )
 from distill.data import SceneLatents
 from distill.export import Exporter, write_card
-from distill.roles import Roles
+from distill.feedback import Feedback
+from distill.roles import Adapter, Roles
 from distill.schedule import NoiseSchedule
 from distill.signals import Interrupt
-from distill.stages import Losses, Stage
+from distill.stages import Losses, LossFunction, Stage
 from hypersd_bench import registry
 from hypersd_bench.errors import HypersdBenchError
 from hypersd_bench.pipelines import load_base
@@ -68,22 +71,34 @@ class Trainer:
             project_dir=str(run.path),
         )
         self.device: torch.device = self.accelerator.device
-        pipe = load_base(settings.base, self.device)
+        self.pipe = load_base(settings.base, self.device)
         self.data = SceneLatents(
-            pipe,
+            self.pipe,
             self.preset.scenes,
             run.path / "cache" / run.manifest["settings"]["base_unet_sha256"][:12],
             settings.seed,
         )
-        schedule = NoiseSchedule.from_config(pipe.scheduler.config, set_alpha_to_one=True, device=self.device)
-        self.roles = Roles(pipe.unet, schedule, self.preset.rank, settings.seed)
-        if any(stage.new_previous for stage in stages):
-            self.roles.add("previous")
+        self.roles = self._cast()
         self.optimizers: dict[str, Any] = {}
         self.position = Position()
         self.window: list[dict[str, Tensor]] = []
         self.log = run.path / "train.jsonl"
         self.exporter = Exporter(settings.base, run.path, self.device, sum(self.preset.guidance) / 2)
+
+    def _cast(self) -> Roles:
+        """The roles that the stages need, on the base's UNet."""
+        schedule = NoiseSchedule.from_config(self.pipe.scheduler.config, set_alpha_to_one=True, device=self.device)
+        roles = Roles(self.pipe.unet, schedule, self.preset.rank, self.settings.seed, kind=self.preset.student)
+        wanted: list[Adapter] = ["previous"] if any(stage.new_previous for stage in self.stages) else []
+        wanted += ["feedback"] if any(stage.trains == "feedback" for stage in self.stages) else []
+        wanted += [opponent.role for stage in self.stages for opponent in stage.opponents if opponent.role]
+        for adapter in dict.fromkeys(wanted):
+            roles.add(adapter)
+        if self.preset.gradient_checkpointing:
+            roles.enable_checkpointing()
+        if self.preset.compile:
+            roles.compile()
+        return roles
 
     def run_all(self) -> None:
         """Train every stage that is not finished yet."""
@@ -109,26 +124,48 @@ class Trainer:
         self.run.finish()
 
     def _begin(self, stage: Stage, checkpoint: Path | None) -> None:
-        """Set the cast as a stage starts, fresh EMA, optimizers and discriminator; or as the checkpoint left it."""
+        """Set the cast as a stage starts, fresh EMA, optimizers and opponents; or as the checkpoint left it."""
         if checkpoint is not None:
             self._load_adapters(checkpoint)
         if self.position.stage_images == 0:
-            if stage.new_previous:
-                self.roles.copy("student", "previous")
-            self.roles.copy("student", "ema")
+            self._fresh_roles(stage)
+        others: list[Adapter] = [opponent.role for opponent in stage.opponents if opponent.role]
+        self.roles.train(stage.trains, *others)
+        self.roles.feedback = self._judges(stage)
         self.roles.discriminator = None
-        self.optimizers = {"student": self._optimizer(self.roles.parameters("student"), stage)}
-        if stage.discriminator is not None:
-            with torch.random.fork_rng():
-                torch.manual_seed(image_seed(self.settings.seed, f"discriminator/{stage.name}", 0))
-                discriminator = stage.discriminator(self.roles.unet).to(self.device)
-            self.roles.discriminator = discriminator
-            self.optimizers["discriminator"] = self._optimizer(list(discriminator.parameters()), stage)
+        self.accelerator._optimizers.clear()  # those of the stage before
+        self.optimizers = {
+            "student": self._optimizer(self.roles.parameters(stage.trains), stage.learning_rate, stage.betas)
+        }
+        for opponent in stage.opponents:
+            parameters = list(self.roles.parameters(opponent.role)) if opponent.role else []
+            if opponent.make is not None:
+                with torch.random.fork_rng():
+                    torch.manual_seed(image_seed(self.settings.seed, f"{opponent.name}/{stage.name}", 0))
+                    self.roles.discriminator = opponent.make(self.roles).to(self.device)
+                parameters += self.roles.discriminator.parameters()
+            self.optimizers[opponent.name] = self._optimizer(parameters, opponent.learning_rate, opponent.betas)
         if checkpoint is not None and self.position.stage_images > 0:
             self._load_training(checkpoint)
 
-    def _optimizer(self, parameters: list[nn.Parameter], stage: Stage) -> Any:
-        adam = torch.optim.AdamW(parameters, lr=stage.learning_rate, betas=stage.betas, weight_decay=0.0, fused=True)
+    def _fresh_roles(self, stage: Stage) -> None:
+        """What a stage starts from: the student of the stage before, its copies, and opponents that know nothing."""
+        if stage.new_previous:
+            self.roles.copy("student", "previous")
+        for adapter in ("feedback", "critic", "backbone"):
+            if adapter in self.roles.adapters:
+                self.roles.reset(adapter)
+        self.roles.copy(stage.trains, "ema")
+
+    def _judges(self, stage: Stage) -> Feedback | None:
+        """Who looks at the pictures of a stage that optimises rewards."""
+        if not stage.rewards:
+            return None
+        chosen = self.preset.hyper_sd
+        return Feedback(self.pipe.vae, stage.rewards, chosen.watched, chosen.perceptual)
+
+    def _optimizer(self, parameters: list[nn.Parameter], rate: float, betas: tuple[float, float]) -> Any:
+        adam = torch.optim.AdamW(parameters, lr=rate, betas=betas, weight_decay=self.preset.weight_decay, fused=True)
         return self.accelerator.prepare_optimizer(adam)
 
     def _train_stage(self, stage: Stage, bar: tqdm[Any], interrupt: Interrupt) -> None:
@@ -152,27 +189,61 @@ class Trainer:
                 raise KeyboardInterrupt
 
     def _step(self, stage: Stage, factor: float) -> None:
-        """One optimizer step, in ``accumulate`` parts, at ``factor`` times the stage's learning rates."""
-        size = self.preset.batch_size // self.preset.accumulate
-        seen = self.position.images + len(self.window) * self.preset.batch_size
-        for part in range(self.preset.accumulate):
-            batch = self.data.batch(seen + part * size, size)
-            rng = torch.Generator().manual_seed(image_seed(self.settings.seed, stage.name, seen + part * size))
+        """One step of the student, after its opponents' practice, at ``factor`` times the stage's learning rates."""
+        for turn in range(stage.practice_steps):
+            assert stage.practice is not None
+            self._turn(stage, stage.practice, f"{stage.name}/practice-{turn}", factor)
+        losses, norm = self._turn(stage, stage.losses, stage.name, factor)
+        self.roles.update_ema(self.preset.ema)
+        self.window.append(_figures(losses, norm))
+
+    def _turn(self, stage: Stage, function: LossFunction, salt: str, factor: float) -> tuple[Losses, Tensor]:
+        """One update of everybody that ``function`` gives a loss, from ``accumulate`` parts of one batch."""
+        rates = {opponent.name: opponent.learning_rate for opponent in stage.opponents}
+        for batch, rng in self._parts(salt):
             with self.accelerator.accumulate():
                 with self.accelerator.autocast():
-                    losses = stage.losses(batch, self.roles, rng)
-                self.accelerator.backward(losses.student)
-                if losses.discriminator is not None:
-                    self.accelerator.backward(losses.discriminator)
-        norm = self.accelerator.clip_grad_norm_(self.roles.parameters("student"), self.preset.grad_clip)
-        rates = {"student": stage.learning_rate, "discriminator": stage.discriminator_learning_rate}
-        for name, optimizer in self.optimizers.items():
+                    losses = function(batch, self.roles, rng)
+                learners = dict(losses.opponents)
+                if losses.student is not None:
+                    rates["student"], learners["student"] = stage.learning_rate, losses.student
+                for loss in learners.values():
+                    self.accelerator.backward(loss)
+        norm = torch.zeros(())
+        for name in learners:
+            optimizer = self.optimizers[name]
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            self._average_gradients(parameters)
+            clipped = self.accelerator.clip_grad_norm_(parameters, self.preset.grad_clip)
+            norm = clipped if name == "student" else norm
             for group in optimizer.param_groups:
                 group["lr"] = factor * rates[name]
             optimizer.step()
             optimizer.zero_grad()
-        self.roles.update_ema(self.preset.ema)
-        self.window.append(_figures(losses, norm))
+        return losses, norm
+
+    def _parts(self, salt: str) -> Iterator[tuple[Batch, torch.Generator]]:
+        """This process's parts of the step's batch, each with the randomness of its place among all images."""
+        processes = self.accelerator.num_processes
+        size = self.preset.batch_size // self.preset.accumulate // processes
+        seen = self.position.images + len(self.window) * self.preset.batch_size
+        for part in range(self.preset.accumulate):
+            place = seen + (part * processes + self.accelerator.process_index) * size
+            yield (
+                self.data.batch(place, size),
+                torch.Generator().manual_seed(image_seed(self.settings.seed, salt, place)),
+            )
+
+    def _average_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Average over processes. Not DDP's wrapper: several roles share the UNet, and each turn trains others."""
+        if self.accelerator.num_processes > 1:
+            flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+            flat = self.accelerator.reduce(flat, reduction="mean")
+            start = 0
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.copy_(flat[start : start + parameter.numel()].view_as(parameter.grad))
+                    start += parameter.numel()
 
     def _advance(self, seconds: float) -> None:
         images = len(self.window) * self.preset.batch_size
@@ -191,9 +262,12 @@ class Trainer:
         bad = [first_step + i for i, good in enumerate(finite.tolist()) if not good]
         if bad:
             kept = self.run.latest()
+            place = self.position.images - (step + 1 - bad[0]) * self.preset.batch_size
+            ids = self.data.batch(place, self.preset.batch_size).ids
             raise HypersdBenchError(
-                f"{self.settings.method} {stage.name}: loss or gradient is not finite at step {bad[0]}; "
-                f"last good checkpoint: {kept or 'none yet'}; lower the learning rate, or start over with --fresh"
+                f"{self.settings.method} {stage.name}: loss or gradient is not finite at step {bad[0]} (images "
+                f"{', '.join(ids[:4])}{', ...' if len(ids) > 4 else ''}); last good checkpoint: {kept or 'none yet'}; "
+                "lower the learning rate, or start over with --fresh"
             )
         means = {name: float(values.mean()) for name, values in figures.items()}
         images = len(self.window) * self.preset.batch_size
@@ -234,6 +308,7 @@ class Trainer:
             "base_unet_sha256": self.run.manifest["settings"]["base_unet_sha256"], "preset": self.preset.name,
             "rank": self.preset.rank, "weights": "ema", "images_seen": self.position.images,
             "seed": self.settings.seed, "seconds": round(self.position.seconds, 1), "command": self.settings.command,
+            "trained_on": list(self.roles.feedback.trains) if self.roles.feedback else [],
         }  # fmt: skip
 
     def _save(self) -> None:
@@ -272,7 +347,6 @@ def learning_rate_factor(step: int, num_steps: int, warmup: float) -> float:
 
 def _figures(losses: Losses, norm: Tensor) -> dict[str, Tensor]:
     """What a step logs, left on its device."""
-    figures = {"loss": losses.student.detach(), "grad_norm": norm.detach()}
-    if losses.discriminator is not None:
-        figures["discriminator_loss"] = losses.discriminator.detach()
-    return figures | {name: value.detach() for name, value in losses.logs.items()}
+    assert losses.student is not None
+    opponents = {f"{name}_loss": loss.detach() for name, loss in losses.opponents.items()}
+    return {"loss": losses.student.detach(), "grad_norm": norm.detach(), **opponents, **losses.logs}

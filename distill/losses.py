@@ -38,3 +38,20 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 def generator_loss(fake_logits: Tensor) -> Tensor:
     """L_G = -log p_fake, non-saturating (SDXL-Lightning 2402.13929, eq. 5)."""
     return F.softplus(-fake_logits).mean()
+
+
+def reward_hinge(rewards: Tensor, alpha: float) -> Tensor:
+    """Mean of ReLU(alpha_d - r_d(x0', c)): no gradient past alpha_d (Hyper-SD 2404.13686, eq. 13)."""
+    return F.relu(alpha - rewards).mean()
+
+
+def distribution_matching(x: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tensor:
+    """A scalar whose gradient in x (B, C, h, w) is that of KL(fake || real), normalised (DMD 2311.18828, eqs. 7, 8).
+
+    With p_real = x - x0_real and p_fake = x - x0_fake, grad = (p_real - p_fake) / mean|p_real|, by image; a grad that
+    is no number counts as none. L = 0.5 mean (x - stopgrad(x - grad))^2, DMD2's scale (2405.14867, released code).
+    """
+    with torch.no_grad():
+        p_real, p_fake = x - x0_real, x - x0_fake
+        grad = torch.nan_to_num((p_real - p_fake) / p_real.abs().mean((1, 2, 3), keepdim=True))
+    return 0.5 * F.mse_loss(x, (x - grad).detach())

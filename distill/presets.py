@@ -1,22 +1,94 @@
-"""Presets: how large a distillation is. What belongs to a method alone stands in the method's file.
+"""Presets: how large a distillation is, and each method's settings for a kind of base, with their sources.
 
-Every preset gives all methods the same teacher, data, rank and number of images seen.
+Every preset gives all methods the same teacher, data, rank and number of images seen. "ours" marks a value that no
+paper states; a name without more is the paper's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from hypersd_bench.errors import InputError, unknown_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperSDSettings:
+    """Hyper-SD (2404.13686) on one kind of base.
+
+    shares: of the images, for TSCD at each of ``segments``, then for the feedback LoRAs at all of them but the last,
+    then for the one-step stage. mse_weights, adversarial_weights: of d, by segments. rewards: ids, optimised in the
+    feedback and one-step stages, each times its own weight and ``reward_scale``. feedback_ratio: how much of the
+    feedback LoRA is merged. timestep: what the one-step student is told it sees at t = T.
+    """
+
+    segments: tuple[int, ...] = (8, 4, 2, 1)
+    grid: int = 40  # ours: LCM and TCD use 50, which misses boundaries of 8 and 4 segments
+    shares: tuple[float, ...] = (1.0, 1.0, 1.0, 2.0)  # ours: the longer a segment, the farther consistency travels
+    feedback_shares: tuple[float, ...] = (0.5, 0.5, 0.5)  # ours
+    one_step_share: float = 2.0  # ours
+    mse_weights: tuple[float, ...] = (1.0, 1.0, 0.5, 0.1)  # ours; the paper says only that it falls
+    adversarial_weights: tuple[float, ...] = (0.0, 0.1, 0.5, 1.0)  # ours; PCM 0.1 throughout
+    huber_c: float | None = None  # None: MSE; else the pseudo-Huber distance with this c, as LCM
+    offset_noise: float = 0.1  # the blog post the paper cites, unconfirmed
+    rewards: tuple[str, ...] = ()
+    watched: tuple[str, ...] = ()  # rewards that are logged and never optimised
+    perceptual: str | None = None  # segmenter of the perceptual reward (eq. 14)
+    perceptual_weight: float = 0.1  # ours; unpublished
+    reward_scale: float = 1e-3  # ReFL's released code
+    feedback_ratio: float = 1.0  # ours; the paper merges "at a chosen ratio"
+    feedback_learning_rate: float = 1e-5  # ours; ReFL's LoRA-free recipe
+    timestep: int = 999  # unified LoRA; the dedicated UNet is told 800
+    unet_timestep: int = 800
+    one_step_learning_rate: float = 5e-5  # DMD2, LoRA
+    critic_learning_rate: float = 5e-5  # DMD2, LoRA
+    critic_updates: int = 5  # DMD2, SDXL; 10 for SD1.5
+    real_guidance: float = 8.0  # DMD2, SDXL; 1.75 for SD1.5
+    dmd_weight: float = 1.0  # DMD2
+    one_step_mse_weight: float = 1.0  # ours; "MSE for stability", no weight printed
+    one_step_reward_scale: float = 1e-3  # ours
+    eta: float = 1.0  # the released unified LoRA's advice for TCD sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class LCMSettings:
+    """LCM (2310.04378) on one kind of base; a LoRA has no embedding of w, and no EMA in its paper."""
+
+    grid: int = 50  # skip 20 of 1000
+    huber_c: float = 1e-3  # diffusers' LCM scripts
+
+
+@dataclass(frozen=True, kw_only=True)
+class TCDSettings:
+    """TCD (2402.19159) on one kind of base."""
+
+    grid: int = 50  # as LCM
+    eta: float = 0.3  # gamma, of sampling alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightningSettings:
+    """SDXL-Lightning (2402.13929) on one kind of base.
+
+    shares: of a step count's images: MSE warm-up, conditional, unconditional. one_step_x0: whether the one-step
+    student is switched to x0 form (full weights only). merge: whether the last objective also trains full weights.
+    """
+
+    teacher_steps: int = 128
+    chain: tuple[int, ...] = (32, 8, 4, 2, 1)
+    shares: tuple[float, float, float] = (0.0, 1.0, 1.0)
+    first_share: float = 1.0  # ours
+    guidance: float = 6.0  # of the first stage alone
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """Sizes and rates of a distillation.
 
-    images: training images seen, over all stages. batch_size: images per optimizer step, in ``accumulate`` parts.
-    warmup: fraction of a stage's steps with rising learning rate. guidance: range of the teacher's g (usual form).
-    scenes: size of the pool of training scenes. checkpoint_every_s: seconds between checkpoints.
+    images: training images seen, over all stages. batch_size: images per optimizer step over all processes, in
+    ``accumulate`` parts on each. warmup: fraction of a stage's steps with rising learning rate. guidance: range of
+    the teacher's g (usual form). scenes: size of the pool of training scenes. resolution: pixels, 0 is the base's own.
+    precision: of the frozen base. sample_every_s: seconds between sample grids and scoreboards; 0 is never.
     """
 
     name: str
@@ -24,15 +96,27 @@ class Preset:
     batch_size: int = 64  # ours: what two CPU cores train at full speed
     accumulate: int = 1
     rank: int = 8  # ours: 0.53 M parameters on the miniature, 1.1 MB as fp16; the papers' 64 is for SD1.5 and SDXL
+    student: Literal["lora", "unet"] = "lora"
     learning_rate: float = 1e-3  # ours: a short budget; LCM-LoRA 1e-4, Hyper-SD 1e-6 at batch 512
     adversarial_learning_rate: float = 1e-4  # ours; Lightning 1e-6 for student and discriminator alike
     discriminator_learning_rate: float = 1e-3  # ours: its heads start from nothing and have some dozen steps
+    discriminator_backbone: Literal["frozen", "trained"] = "frozen"  # Lightning trains it; ours: a LoRA of it
     warmup: float = 0.05  # ours
+    weight_decay: float = 0.0  # ours
     guidance: tuple[float, float] = (2.0, 4.0)  # ours: the miniature's teacher is best near 3; papers w in [2, 14]
     ema: float = 0.95  # LCM; TCD community code
     grad_clip: float = 1.0  # diffusers' LCM scripts
     scenes: int = 8192  # ours
+    resolution: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    gradient_checkpointing: bool = False
+    compile: bool = False  # docs/negative-results.md: does not pay on two CPU cores
     checkpoint_every_s: float = 60.0
+    sample_every_s: float = 120.0
+    hyper_sd: HyperSDSettings = field(default_factory=HyperSDSettings)
+    lcm: LCMSettings = field(default_factory=LCMSettings)
+    tcd: TCDSettings = field(default_factory=TCDSettings)
+    lightning: LightningSettings = field(default_factory=LightningSettings)
 
     def __post_init__(self) -> None:
         step = self.batch_size
@@ -43,11 +127,63 @@ class Preset:
             raise InputError(f"a batch of {step} images can't be accumulated in {self.accumulate} equal parts")
 
 
+# The miniature: a short budget on 8x8 latents, so rates are higher and stages shorter than any paper's. All ours.
+_POCKET_HYPER_SD = HyperSDSettings(
+    rewards=("aesthetic/pocket", "clip-score/pocket"),
+    perceptual="pocket",
+    adversarial_weights=(0.0, 0.0, 0.01, 0.02),
+    feedback_learning_rate=1e-3,
+    one_step_learning_rate=5e-4,
+    critic_learning_rate=1e-3,
+    critic_updates=2,
+    real_guidance=3.0,
+    offset_noise=0.0,
+)
+_POCKET_LIGHTNING = LightningSettings(teacher_steps=64, shares=(2.0, 1.0, 1.0), first_share=4.0, guidance=3.0)
+_POCKET = Preset(name="pocket", images=32768, hyper_sd=_POCKET_HYPER_SD, lightning=_POCKET_LIGHTNING)
+
+_SD15 = Preset(
+    name="sd15",
+    images=512 * 16_000,  # ours: 4,000 iterations (LCM) in each of four TSCD stages, batch 512 (Hyper-SD)
+    batch_size=512,
+    accumulate=32,
+    rank=64,  # LCM-LoRA; the size of the published Hyper-SD files
+    learning_rate=1e-6,
+    adversarial_learning_rate=1e-6,  # Lightning, LoRA
+    discriminator_learning_rate=1e-6,  # Lightning
+    discriminator_backbone="trained",
+    weight_decay=0.01,  # DMD2
+    guidance=(3.0, 15.0),  # LCM, TCD: w in [2, 14], g = 1 + w
+    resolution=512,
+    precision="bf16",
+    gradient_checkpointing=True,
+    checkpoint_every_s=1800.0,
+    sample_every_s=1800.0,
+    hyper_sd=HyperSDSettings(
+        rewards=("aesthetic/laion-v2", "image-reward/v1"),
+        watched=("pick-score/v1", "hps/v2.1"),
+        perceptual="mask-rcnn",
+        real_guidance=1.75,  # DMD2, SD1.5
+        critic_updates=10,  # DMD2, SD1.5
+    ),
+)
+
 PRESETS = {
-    "pocket": Preset(name="pocket", images=16384),
-    "pocket-demo": Preset(name="pocket-demo", images=4096, scenes=2048),
-    "tiny": Preset(name="tiny", images=128, batch_size=4, rank=2, scenes=16),
-}
+    "pocket": _POCKET,
+    "pocket-demo": replace(_POCKET, name="pocket-demo", images=4096, scenes=2048, sample_every_s=0.0),
+    "tiny": replace(_POCKET, name="tiny", images=128, batch_size=4, rank=2, scenes=16, sample_every_s=0.0),
+    "sd15": _SD15,
+    "sdxl": replace(
+        _SD15, name="sdxl", resolution=1024,
+        hyper_sd=replace(_SD15.hyper_sd, real_guidance=8.0, critic_updates=5),  # DMD2, SDXL
+    ),
+    "sdxl-24gb": replace(
+        _SD15, name="sdxl-24gb", resolution=1024, batch_size=64, accumulate=64, images=64 * 16_000,
+        learning_rate=1e-5,  # ours: a batch an eighth as large, and Adam
+        discriminator_backbone="frozen",
+        hyper_sd=replace(_SD15.hyper_sd, real_guidance=8.0, critic_updates=5),
+    ),
+}  # fmt: skip
 
 
 def find_preset(name: str) -> Preset:

@@ -4,32 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from distill.batch import Batch
 from distill.presets import Preset
-from distill.roles import Roles
+from distill.roles import Adapter, Roles
 from hypersd_bench.errors import InputError
 from hypersd_bench.sampling import SamplerContract
 
 
-class Batch(NamedTuple):
-    """Latents z0 (B, C, h, w), their captions' embeddings text (B, L, d), the empty prompt's empty (1, L, d)."""
-
-    z0: Tensor
-    text: Tensor
-    empty: Tensor
-
-
 class Losses(NamedTuple):
-    """The student's loss, the discriminator's if there is one, and figures worth logging; all scalars."""
+    """The student's loss, its opponents' by name, and figures worth logging; all scalars.
 
-    student: Tensor
-    discriminator: Tensor | None = None
+    The student has none in a stage's ``practice``, where only opponents learn.
+    """
+
+    student: Tensor | None
+    opponents: Mapping[str, Tensor] = {}
     logs: Mapping[str, Tensor] = {}
+
+
+LossFunction = Callable[[Batch, Roles, torch.Generator], Losses]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opponent:
+    """Who is trained beside the student: a module made anew for the stage, a role, or both as one.
+
+    name: ``discriminator`` or ``critic``, what its loss and optimizer are called. make: builds the module, which the
+    loop puts into ``roles.discriminator``. role: whose weights it trains.
+    """
+
+    name: str
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    make: Callable[[Roles], nn.Module] | None = None
+    role: Adapter | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +50,11 @@ class Stage:
     """A stretch of training that starts from the student of the stage before, with a fresh optimizer and EMA.
 
     images: training images the stage sees. export: file name without ending, relative to the run's folder, under
-    which the stage's student is written with ``contract``. new_previous: whether ``previous`` becomes a copy of the
-    student as the stage starts. discriminator: makes the stage's discriminator from the UNet, with a rate of its own.
+    which the stage's student is written with ``contract``. trains: the student, or the feedback LoRA on top of it,
+    which is merged into the export at ``feedback_ratio`` and leaves the student as it was. new_previous: whether
+    ``previous`` becomes a copy of the student as the stage starts. practice: losses of opponents alone, for
+    ``practice_steps`` updates before each of the student's. rewards: what the stage optimises, by id; its pictures
+    are also watched under the rewards that it does not. needs_images: whether prompts alone are not enough.
     """
 
     name: str
@@ -46,11 +62,17 @@ class Stage:
     learning_rate: float
     contract: SamplerContract
     export: str
-    losses: Callable[[Batch, Roles, torch.Generator], Losses]
+    losses: LossFunction
     betas: tuple[float, float] = (0.9, 0.999)
+    trains: Literal["student", "feedback"] = "student"
+    feedback_ratio: float = 1.0
     new_previous: bool = False
-    discriminator: Callable[[UNet2DConditionModel], nn.Module] | None = None
-    discriminator_learning_rate: float = 0.0
+    opponents: tuple[Opponent, ...] = ()
+    practice: LossFunction | None = None
+    practice_steps: int = 0
+    rewards: tuple[str, ...] = ()
+    perceptual: bool = False
+    needs_images: bool = True
 
 
 class Method(Protocol):
@@ -82,7 +104,13 @@ def draw_noise(like: Tensor, rng: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=rng).to(like.device)
 
 
+def offset_noise(like: Tensor, rng: torch.Generator, strength: float) -> Tensor:
+    """Noise whose mean also varies, by sample and channel: eps + strength N(0, 1) (hyper-sd: "noise perturbation")."""
+    noise = draw_noise(like, rng)
+    return noise + strength * torch.randn((*like.shape[:2], 1, 1), generator=rng).to(like.device)
+
+
 def draw_guidance(batch: Batch, guidance: tuple[float, float], rng: torch.Generator) -> Tensor:
     """Guidance scales g (B,), uniform in the range."""
     low, high = guidance
-    return (low + (high - low) * torch.rand(len(batch.z0), generator=rng)).to(batch.z0.device)
+    return (low + (high - low) * torch.rand(len(batch), generator=rng)).to(batch.cond.text.device)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Direction = Literal["higher", "lower"]
+Kind = Literal["image", "prompt", "pair", "set"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,8 @@ class MetricInfo:
 
     id: protocol id, ``family/variant`` (``clip-score/vit-b-32``): numbers of different ids are never compared.
     label: what a table heading says. direction: which way is better. unit: ``cosine x100``, ``rating``, ``distance``.
-    kind: ``image`` has one value per image, ``set`` one value for all images of a model and step count.
+    kind: what a value is of. ``image``: an image and its prompt; ``prompt``: an image among the others of its prompt;
+    ``pair``: an image and the teacher's from the same noise; ``set``: all images of a model and step count.
     version: raised whenever the same images would get other numbers. note: what a reader must know.
     """
 
@@ -32,9 +34,14 @@ class MetricInfo:
     label: str
     direction: Direction
     unit: str
-    kind: Literal["image", "set"]
+    kind: Kind
     version: str = "1"
     note: str = ""
+
+    @property
+    def per_image(self) -> bool:
+        """Whether there is one value per image, and not one for all of them."""
+        return self.kind != "set"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +54,34 @@ class MetricContext:
 
 @runtime_checkable
 class ImageMetric(Protocol):
-    """A metric with one value per image."""
+    """A metric with one value per image, whatever the other images are."""
 
     info: MetricInfo
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> NDArray[np.float64]:
         """Score images (N, 3, H, W) uint8 RGB against their N prompts; returns (N,) float64."""
+        ...
+
+
+@runtime_checkable
+class PromptMetric(Protocol):
+    """A metric of an image among the others of its prompt, made by the same model in as many steps from other noise."""
+
+    info: MetricInfo
+
+    def score_group(self, images: Tensor, prompt: str) -> NDArray[np.float64]:
+        """Score all images (R, 3, H, W) uint8 RGB of one prompt, R at least 2; returns (R,) float64."""
+        ...
+
+
+@runtime_checkable
+class PairMetric(Protocol):
+    """A metric of an image beside the teacher's image of the same prompt and noise."""
+
+    info: MetricInfo
+
+    def score_pairs(self, images: Tensor, others: Tensor) -> NDArray[np.float64]:
+        """Score images (N, 3, H, W) uint8 RGB, each against the same row of others; returns (N,) float64."""
         ...
 
 
@@ -75,12 +104,15 @@ class SetMetric(Protocol):
         ...
 
 
+Metric = ImageMetric | PromptMetric | PairMetric | SetMetric
+
+
 class MetricFactory(Protocol):
     """What a metric's registry row points to."""
 
     info: MetricInfo
 
-    def __call__(self, context: MetricContext) -> ImageMetric | SetMetric:
+    def __call__(self, context: MetricContext) -> Metric:
         """Load whatever the metric needs; raises InputError naming the remedy when something is missing."""
         ...
 

@@ -3,31 +3,54 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 from hypersd_bench.catalog.spec import ModelSpec
+from hypersd_bench.conditioning import Condition, join
 from hypersd_bench.errors import InputError
 from hypersd_bench.pocket import WEIGHTS
 from hypersd_bench.sampling import SamplerContract, read_safetensors_metadata
 from hypersd_bench.seeding import generators, starting_noise
 
-COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
+
+COMPONENTS = {
+    "StableDiffusionPipeline": ("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
+    "StableDiffusionXLPipeline": (
+        "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler",
+    ),
+}  # fmt: skip
+HUB_BASES = {
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def base_folder(base: str) -> Path:
-    """Where a base's pipeline folder lies: ``pocket`` is the shipped miniature, anything else a path."""
+    """Where a base's pipeline folder lies: ``pocket``, the shipped miniature; a path; or a hub id, downloaded once.
+
+    ``sd15`` and ``sdxl`` stand for their hub ids.
+    """
     folder = WEIGHTS / "base" if base == "pocket" else Path(base).expanduser()
-    if not (folder / "model_index.json").is_file():
-        remedy = "build it with: hypersd-bench pocket build" if base == "pocket" else "give 'pocket' or such a folder"
+    hub_id = HUB_BASES.get(base, base)
+    if not folder.is_dir() and _HUB_ID.fullmatch(hub_id):
+        folder = _download(hub_id)
+    index = folder / "model_index.json"
+    if not index.is_file():
+        remedy = "build it with: hypersd-bench pocket build" if base == "pocket" else (
+            "give 'pocket', such a folder, or a hub id like stabilityai/stable-diffusion-xl-base-1.0")  # fmt: skip
         raise InputError(f"base {base!r}: {folder} is not a diffusers pipeline folder (no model_index.json); {remedy}")
-    missing = [name for name in COMPONENTS if not (folder / name).is_dir()]
+    missing = [name for name in COMPONENTS[_pipeline_class(base, index)] if not (folder / name).is_dir()]
     if missing:
         raise InputError(f"base {base!r} is incomplete: {folder} lacks {', '.join(missing)}")
     for weights in sorted(folder.glob("*/*.safetensors")):
@@ -35,24 +58,67 @@ def base_folder(base: str) -> Path:
     return folder
 
 
-def load_base(base: str, device: str | torch.device = "cpu") -> StableDiffusionPipeline:
-    """Load a base pipeline in float32 for evaluation; raises InputError naming what is missing."""
-    folder = base_folder(base)
+def _pipeline_class(base: str, index: Path) -> str:
+    """The pipeline that a model_index.json names; raises InputError for one that is neither SD1 nor SDXL."""
     try:
-        pipe: StableDiffusionPipeline = StableDiffusionPipeline.from_pretrained(
-            folder, safety_checker=None, requires_safety_checker=False, dtype=torch.float32, local_files_only=True
+        name = str(json.loads(index.read_text())["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        name = "StableDiffusionPipeline"  # indices of old
+    if name not in COMPONENTS:
+        raise InputError(f"base {base!r} is a {name}; bases of {' and '.join(COMPONENTS)} are supported")
+    return name
+
+
+def _download(hub_id: str) -> Path:
+    """A hub repository's safetensors pipeline in the hub's own cache; raises InputError with the hub's reason."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=["*.fp16.*", "*.non_ema.*"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise InputError(f"base {hub_id!r} can't be had from the hub: {first_line(error)}; give a local folder, or "
+                         "check the name, your connection and HF_TOKEN") from error  # fmt: skip
+
+
+def load_base(base: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Pipeline:
+    """Load a base pipeline for evaluation; raises InputError naming what is missing.
+
+    ``dtype`` is that of UNet and text encoders; an autoencoder that overflows in half precision stays in float32.
+    """
+    folder = base_folder(base)
+    sdxl = _pipeline_class(base, folder / "model_index.json") == "StableDiffusionXLPipeline"
+    options: dict[str, Any] = {} if sdxl else {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        pipe: Pipeline = (StableDiffusionXLPipeline if sdxl else StableDiffusionPipeline).from_pretrained(
+            folder, dtype=dtype, local_files_only=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"base {base!r} can't be loaded from {folder}: {first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
-    for model in (pipe.unet, pipe.vae, pipe.text_encoder):
+    encoders = [pipe.text_encoder, pipe.text_encoder_2] if sdxl else [pipe.text_encoder]
+    for model in (pipe.unet, pipe.vae, *encoders):
         model.eval().requires_grad_(False)
     if torch.device(device).type == "cpu":  # PyTorch's fused attention is slow on a CPU, its backward above all
         pipe.unet.set_attn_processor(AttnProcessor())
-    return pipe.to(device)
+    pipe = pipe.to(device)
+    if dtype != torch.float32 and pipe.vae.config.get("force_upcast"):  # SDXL's own autoencoder
+        pipe.vae.to(dtype=torch.float32)
+    return pipe
 
 
-def with_model(base: StableDiffusionPipeline, model: ModelSpec) -> StableDiffusionPipeline:
+def is_sdxl(pipe: Pipeline) -> bool:
+    """Whether a pipeline has SDXL's second text encoder, pooled text and time ids."""
+    return isinstance(pipe, StableDiffusionXLPipeline)
+
+
+def pixel_size(pipe: Pipeline) -> int:
+    """Width and height of the base's own pictures."""
+    return int(pipe.unet.config.sample_size) * int(pipe.vae_scale_factor)
+
+
+def with_model(base: Pipeline, model: ModelSpec) -> Pipeline:
     """A pipeline that samples as ``model``: its LoRA fused into a copy of the base's UNet, all else shared.
 
     The base itself is never touched: fusing and unfusing would leave rounding behind, and the pictures would depend
@@ -63,7 +129,8 @@ def with_model(base: StableDiffusionPipeline, model: ModelSpec) -> StableDiffusi
     assert model.weights is not None
     read_safetensors_metadata(model.weights)
     components = {**base.components, "unet": copy.deepcopy(base.unet)}
-    pipe: StableDiffusionPipeline = StableDiffusionPipeline(**components, requires_safety_checker=False)
+    options = {} if is_sdxl(base) else {"requires_safety_checker": False}
+    pipe: Pipeline = type(base)(**components, **options)
     try:
         pipe.load_lora_weights(model.weights.parent, weight_name=model.weights.name)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -74,25 +141,38 @@ def with_model(base: StableDiffusionPipeline, model: ModelSpec) -> StableDiffusi
     return pipe
 
 
-def encode_prompts(pipe: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:
-    """Encode prompts as the pipeline does: (N, tokens, width) float32 on the pipeline's device."""
-    embeds, _ = pipe.encode_prompt(list(prompts), pipe.device, 1, do_classifier_free_guidance=False)
-    result: Tensor = embeds
-    return result
+def encode_prompts(pipe: Pipeline, prompts: Sequence[str]) -> Condition:
+    """Encode prompts as the pipeline does, on its device; SDXL's time ids are those of an uncropped picture."""
+    options = {"device": pipe.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    encoded = pipe.encode_prompt(list(prompts), **options)
+    if not is_sdxl(pipe):
+        return Condition(encoded[0])
+    text, _, pooled, _ = encoded
+    size = pixel_size(pipe)
+    time_ids = torch.tensor([[size, size, 0, 0, size, size]], device=text.device, dtype=torch.float32)
+    return Condition(text, pooled, time_ids.expand(len(text), 6))
+
+
+def encode_empty(pipe: Pipeline) -> Condition:
+    """The unconditional input, one row: the empty prompt, or zeros where the base was trained so (SDXL)."""
+    empty = encode_prompts(pipe, [""])
+    if pipe.config.get("force_zeros_for_empty_prompt"):
+        return Condition(torch.zeros_like(empty.text), torch.zeros_like(empty.pooled), empty.time_ids)
+    return empty
 
 
 @torch.no_grad()
 def sample_latents(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     contract: SamplerContract,
     steps: int,
-    prompt_embeds: Tensor,
+    cond: Condition,
     seeds: Sequence[int],
-    empty_embeds: Tensor | None = None,
+    uncond: Condition | None = None,
 ) -> Tensor:
     """Sample clean latents (N, C, h, w) under a contract; image i's noise comes from ``seeds[i]`` alone.
 
-    ``empty_embeds`` (1, tokens, width) is the encoded empty prompt, needed when the contract's guidance is above 1.
+    ``uncond``, one row, is the unconditional input, needed when the contract's guidance is above 1.
     """
     scheduler: Any = contract.make_scheduler(pipe.scheduler.config)
     contract.set_timesteps(scheduler, steps)
@@ -102,14 +182,15 @@ def sample_latents(
     x = noise.to(pipe.device) * scheduler.init_noise_sigma
     guided = contract.guidance_scale > 1
     if guided:
-        assert empty_embeds is not None
-        prompt_embeds = torch.cat([empty_embeds.expand_as(prompt_embeds), prompt_embeds])
+        assert uncond is not None
+        cond = join(uncond.expand(len(cond)), cond)
+    told = cond.cast(pipe.unet.dtype).arguments
     options: dict[str, Any] = {} if contract.eta is None else {"eta": contract.eta}
     if contract.scheduler != "DDIMScheduler" or contract.eta:
         options["generator"] = image_generators
     for t in scheduler.timesteps:
         x_in = scheduler.scale_model_input(torch.cat([x, x]) if guided else x, t)
-        eps = pipe.unet(x_in, t, encoder_hidden_states=prompt_embeds, return_dict=False)[0]
+        eps = pipe.unet(x_in.to(pipe.unet.dtype), t, return_dict=False, **told)[0].float()
         if guided:
             eps_u, eps_c = eps.chunk(2)
             eps = eps_u + contract.guidance_scale * (eps_c - eps_u)
@@ -119,9 +200,10 @@ def sample_latents(
 
 
 @torch.no_grad()
-def decode_latents(pipe: StableDiffusionPipeline, latents: Tensor) -> Tensor:
+def decode_latents(pipe: Pipeline, latents: Tensor) -> Tensor:
     """Decode latents to pixels in [0, 1]: (N, 3, H, W) float32 on the CPU, not clipped, non-finite values kept."""
-    pixels = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
+    z = (latents / pipe.vae.config.scaling_factor).to(pipe.vae.dtype)
+    pixels = pipe.vae.decode(z, return_dict=False)[0]
     decoded: Tensor = (pixels.float() / 2 + 0.5).cpu()
     return decoded
 
@@ -132,7 +214,7 @@ def to_uint8(pixels: Tensor) -> Tensor:
 
 
 def sample(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     contract: SamplerContract,
     steps: int,
     prompts: Sequence[str],
@@ -140,7 +222,7 @@ def sample(
     batch_size: int = 64,
 ) -> Tensor:
     """Prompts and seeds to images (N, 3, H, W) uint8 on the CPU."""
-    empty = encode_prompts(pipe, [""]) if contract.guidance_scale > 1 else None
+    empty = encode_empty(pipe) if contract.guidance_scale > 1 else None
     images = []
     for i in range(0, len(prompts), batch_size):
         embeds = encode_prompts(pipe, prompts[i : i + batch_size])

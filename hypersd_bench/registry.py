@@ -22,12 +22,29 @@ METRICS = {
     "fid/lite0": "metrics.fid:LITE0",
     "fid/inception": "metrics.fid:INCEPTION",
     "concept/pocket": "metrics.concept:POCKET",
+    "diversity/lite0": "metrics.diversity:LITE0",
+    "diversity/lpips": "metrics.diversity:LPIPS",
+    "agreement/lite0": "metrics.agreement:LITE0",
+    "agreement/lpips": "metrics.agreement:LPIPS",
 }
 METHODS = {
     "hyper-sd": "distill.methods.hyper_sd:HyperSD",
     "lcm": "distill.methods.lcm:LCM",
     "tcd": "distill.methods.tcd:TCD",
     "lightning": "distill.methods.lightning:Lightning",
+}
+REWARDS = {
+    "aesthetic/pocket": "distill.rewards.pocket:AESTHETIC",
+    "clip-score/pocket": "distill.rewards.pocket:CLIP_SCORE",
+    "aesthetic/laion-v1": "distill.rewards.laion_aesthetic:V1",
+    "aesthetic/laion-v2": "distill.rewards.laion_aesthetic:V2",
+    "image-reward/v1": "distill.rewards.image_reward:V1",
+    "hps/v2.1": "distill.rewards.hps:V2_1",
+    "pick-score/v1": "distill.rewards.pick_score:V1",
+}
+SEGMENTERS = {
+    "pocket": "distill.rewards.pocket_segmenter:load",
+    "mask-rcnn": "distill.rewards.mask_rcnn:load",
 }
 FAMILIES = {
     "pocket": "hypersd_bench.catalog.pocket:models",
@@ -52,6 +69,8 @@ VERBS = {
 _TABLES: dict[str, dict[str, Any]] = {
     "metric": METRICS,
     "method": METHODS,
+    "reward": REWARDS,
+    "segmenter": SEGMENTERS,
     "family": FAMILIES,
     "prompts": PROMPTS,
     "verb": VERBS,
@@ -60,7 +79,7 @@ _TABLES: dict[str, dict[str, Any]] = {
 
 @cache
 def rows(kind: str) -> dict[str, Any]:
-    """All rows of a kind (metric, method, family, prompts, verb), ours and those of entry points."""
+    """All rows of a kind (metric, method, reward, segmenter, family, prompts, verb), ours and those of entry points."""
     table = dict(_TABLES[kind])
     for point in entry_points(group=f"hypersd_bench.{kind}"):
         if point.name in table:

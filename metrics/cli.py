@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,31 +29,45 @@ def compare(run: Path, against: str | None, as_json: bool) -> None:
     store = RunStore.open(run)
     found, levels = comparisons(store, against), summaries(store)
     baseline = against or store.manifest["baseline"]
+    trained_on = {str(model["name"]): list(model.get("trained_on", ())) for model in store.manifest["models"]}
     if as_json:
-        values = {"run": str(run), "baseline": baseline, "levels": levels, "comparisons": found}
+        values = {
+            "run": str(run), "baseline": baseline, "trained_on": trained_on, "levels": levels, "comparisons": found,
+        }  # fmt: skip
         click.echo(json.dumps(_plain(values), indent=2, allow_nan=False))
         return
-    _print(found, levels, baseline)
+    _print(found, levels, baseline, trained_on)
 
 
-def _print(found: list[Comparison], levels: list[Summary], baseline: str) -> None:
+def _print(
+    found: list[Comparison], levels: list[Summary], baseline: str, trained_on: Mapping[str, Collection[str]]
+) -> None:
     from rich.console import Console
 
+    from metrics.comparison import is_trained_on
+
+    marked = {(x.metric, x.model) for x in levels if is_trained_on(trained_on.get(x.model, ()), x.metric)}
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 140  # a pipe has no width; rich would wrap at 80
     for metric in dict.fromkeys(level.metric for level in levels):
-        console.print(_table([x for x in levels if x.metric == metric], [x for x in found if x.metric == metric]))
+        rows, differences = [x for x in levels if x.metric == metric], [x for x in found if x.metric == metric]
+        console.print(_table(rows, differences, {model for name, model in marked if name == metric}))
     console.print(
         f"Differences are model minus {baseline}, same prompts and noise, 95 % intervals; p is Holm-corrected over "
         f"{len(found)} comparisons."
     )
+    if marked:
+        console.print("\u2020: the model was trained on this metric.")
+    for info in {level.metric: level.info for level in levels}.values():
+        if info.note:
+            console.print(f"{info.id}: {info.note}.")
     for level in levels:
         if level.missing:
             console.print(f"{level.metric}, {level.model} at {level.steps}: {level.missing} missing: {level.reason}")
 
 
-def _table(levels: list[Summary], found: list[Comparison]) -> Table:
+def _table(levels: list[Summary], found: list[Comparison], marked: Collection[str]) -> Table:
     from rich.table import Table
 
     info = levels[0].info
@@ -63,7 +78,7 @@ def _table(levels: list[Summary], found: list[Comparison]) -> Table:
     for level in levels:
         e, comparison = level.estimate, by_cell.get((level.model, level.steps))
         row = [
-            level.model,
+            f"{level.model}\u2020" if level.model in marked else level.model,
             str(level.steps),
             _interval(e.value, e.low, e.high, digits) if e else "-",
             str(e.n if e else 0),

@@ -6,7 +6,7 @@ A difference is always model minus baseline, on the images that both have: same 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -99,6 +99,11 @@ def verdict(difference: float, p: float, higher_is_better: bool) -> Verdict:
     return "better" if (difference > 0) == higher_is_better else "worse"
 
 
+def is_trained_on(targets: Iterable[str], metric: str) -> bool:
+    """Whether what a model was optimised for, metrics by id or by family, names this metric."""
+    return not {metric, metric.split("/")[0]}.isdisjoint(targets)
+
+
 class _Run:
     """A run's images by model and step count, and its values by image."""
 
@@ -110,7 +115,7 @@ class _Run:
             self.images[row.model, row.steps].append(row)
         order = [str(model["name"]) for model in store.manifest["models"]]
         self.cells = sorted(self.images, key=lambda cell: (order.index(cell[0]), cell[1]))
-        self.scores = {info.id: store.scores(info.id) for info in self.infos if info.kind == "image"}
+        self.scores = {info.id: store.scores(info.id) for info in self.infos if info.per_image}
         self.set_scores = {(row.metric, row.model, row.steps): row for row in store.set_scores()}
 
     def values(self, metric: str, cell: Cell) -> dict[Key, float]:
@@ -142,7 +147,7 @@ class _Run:
 
 def _summary(run: _Run, info: MetricInfo, cell: Cell) -> Summary:
     num_images = len(run.images[cell])
-    if info.kind == "image":
+    if info.per_image:
         values = run.values(info.id, cell)
         mean = clustered_rate if info.unit == RATE else clustered_mean
         estimate = mean(list(values.values()), [prompt for prompt, _ in values]) if values else None
@@ -170,7 +175,7 @@ def _set_estimate(run: _Run, metric: str, cell: Cell, row: SetScoreRow) -> Estim
 def _difference(run: _Run, info: MetricInfo, cell: Cell, baseline: Cell) -> Difference | None:
     if baseline not in run.images:
         return None
-    if info.kind == "set":
+    if not info.per_image:
         return _set_difference(run, info.id, cell, baseline)
     a, b = run.values(info.id, cell), run.values(info.id, baseline)
     keys = _shared(a, b)

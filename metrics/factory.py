@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from hypersd_bench.contracts import ImageMetric, MetricContext, MetricInfo, SetMetric
+from hypersd_bench.contracts import Metric, MetricContext, MetricInfo
 
-M = TypeVar("M", bound=ImageMetric | SetMetric, covariant=True)
+M = TypeVar("M", bound=Metric, covariant=True)
 
 
 @dataclass(slots=True)

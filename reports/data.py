@@ -13,7 +13,7 @@ from typing import Any, Literal
 from hypersd_bench.contracts import MetricInfo
 from hypersd_bench.errors import InputError
 from hypersd_bench.store import ImageRow, RunStore, TimingRow
-from metrics.comparison import ALPHA, Comparison, Summary, comparisons, summaries
+from metrics.comparison import ALPHA, Comparison, Summary, comparisons, is_trained_on, summaries
 from metrics.stats import holm
 from reports.curves import Curve, read_curves
 from reports.pictures import PromptRow, choose_prompts
@@ -58,7 +58,7 @@ class Model:
 
     def was_trained_on(self, metric: str) -> bool:
         """Whether the model was optimised for this metric, named by its id or by its family."""
-        return any(metric == target or metric.split("/")[0] == target for target in self.trained_on)
+        return is_trained_on(self.trained_on, metric)
 
 
 @dataclass(frozen=True, slots=True)

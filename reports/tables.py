@@ -108,7 +108,10 @@ def differences(data: ReportData) -> Table:
     for steps, model in data.configurations():
         here = [found.get((metric.id, model.name, steps)) for metric in metrics]
         if any(here):
-            entries = tuple(_difference_entry(d, places[m.id]) for m, d in zip(metrics, here, strict=True))
+            entries = tuple(
+                _difference_entry(d, places[m.id], d is not None and _is_biased(data, d))
+                for m, d in zip(metrics, here, strict=True)
+            )
             sizes = sorted({d.n for d in here if d})
             size = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,}-{sizes[-1]:,}"
             rows.append(Row(steps, model.name, model.label, entries, size))
@@ -117,16 +120,28 @@ def differences(data: ReportData) -> Table:
         caption=f"Differences to {baseline} at the same step count, paired by prompt and noise, with 95 % intervals.",
         headings=tuple(f"{metric.label} {ARROWS[metric.direction]}" for metric in metrics),
         rows=tuple(rows),
-        note=f"Model minus {baseline}. Bold: the difference holds after Holm's correction over all comparisons (5 %).",
+        note=_differences_note(data, baseline),
     )
 
 
-def _difference_entry(difference: Difference | None, places: int) -> Entry:
+def _is_biased(data: ReportData, difference: Difference) -> bool:
+    """Whether one of the two was trained on what they are compared by."""
+    return any(data.model(name).was_trained_on(difference.metric) for name in (difference.model, difference.baseline))
+
+
+def _differences_note(data: ReportData, baseline: str) -> str:
+    note = f"Model minus {baseline}. Bold: the difference holds after Holm's correction over all comparisons (5 %)."
+    if any(_is_biased(data, difference) for difference in data.differences):
+        note += f" {DAGGER}: the model or {baseline} was trained on this metric."
+    return note
+
+
+def _difference_entry(difference: Difference | None, places: int, trained_on: bool) -> Entry:
     if difference is None:
         return Entry("", "not comparable")
     shown = difference.verdict != "no difference shown"
     detail = interval(difference.low, difference.high, places, signed=True)
-    return Entry(fixed(difference.value, places, signed=True), detail, "best" if shown else "")
+    return Entry(fixed(difference.value, places, signed=True), detail, "best" if shown else "", trained_on)
 
 
 def to_markdown(table: Table) -> str:
@@ -223,9 +238,9 @@ def differences_csv(data: ReportData) -> str:
     """Write every paired difference as CSV, numbers unrounded."""
     return _csv(
         ["model", "baseline", "steps", "metric", "difference", "low", "high", "n", "num_prompts", "p_value", "p_holm",
-         "verdict"],
+         "verdict", "trained_on"],
         [[d.model, d.baseline, d.steps, d.metric, d.value, d.low, d.high, d.n, d.num_prompts, d.p_value, d.p_holm,
-          d.verdict] for d in data.differences],
+          d.verdict, int(_is_biased(data, d))] for d in data.differences],
     )  # fmt: skip
 
 

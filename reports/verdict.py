@@ -55,6 +55,8 @@ def _finding(data: ReportData, metric: MetricInfo, steps: int) -> Finding | None
     text = f"{metric.label}: {winner.label} {value}, n = {best.n:,}"
     if level:
         text += f"; not told apart from it: {listed(model.label for model in level)}"
+    if winner.was_trained_on(metric.id):
+        text += f"; {winner.label} was trained on this metric"
     return Finding(metric, winner, best, level, f"{text}.")
 
 

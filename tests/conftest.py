@@ -54,7 +54,7 @@ def toy_metrics(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Register the metrics of ``tests.toy_metric``."""
     from hypersd_bench import registry
 
-    for name in ("brightness", "colour", "absent"):
+    for name in ("brightness", "spread", "darker", "colour", "absent"):
         monkeypatch.setitem(registry.METRICS, f"toy/{name}", f"tests.toy_metric:{name.upper()}")
     registry.rows.cache_clear()
     yield

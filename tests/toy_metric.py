@@ -1,4 +1,4 @@
-"""Metrics made for tests: brightness of an image, and the distance between mean colours of two sets."""
+"""Metrics made for tests, one of each kind: all are about how bright images are, or what colour."""
 
 from __future__ import annotations
 
@@ -25,6 +25,35 @@ class Brightness:
     def score(self, images: Tensor, prompts: Sequence[str]) -> NDArray[np.float64]:
         assert len(images) == len(prompts)
         return images.double().mean((1, 2, 3)).numpy()
+
+
+@dataclass
+class Spread:
+    """How far an image's brightness is from the mean of its prompt's images."""
+
+    info = MetricInfo("toy/spread", "Spread", "higher", "levels", "prompt")
+
+    def __call__(self, context: MetricContext) -> Spread:
+        return self
+
+    def score_group(self, images: Tensor, prompt: str) -> NDArray[np.float64]:
+        assert len(images) > 1
+        levels: NDArray[np.float64] = images.double().mean((1, 2, 3)).numpy()
+        return np.abs(levels - levels.mean())
+
+
+@dataclass
+class Darker:
+    """How much darker an image is than the teacher's."""
+
+    info = MetricInfo("toy/darker", "Darker", "lower", "levels", "pair")
+
+    def __call__(self, context: MetricContext) -> Darker:
+        return self
+
+    def score_pairs(self, images: Tensor, others: Tensor) -> NDArray[np.float64]:
+        difference: NDArray[np.float64] = (others.double() - images.double()).mean((1, 2, 3)).numpy()
+        return difference
 
 
 @dataclass
@@ -56,4 +85,4 @@ class Absent:
         raise InputError("its weights are not here; put them there")
 
 
-BRIGHTNESS, COLOUR, ABSENT = Brightness(), ColourDistance(), Absent()
+BRIGHTNESS, SPREAD, DARKER, COLOUR, ABSENT = Brightness(), Spread(), Darker(), ColourDistance(), Absent()

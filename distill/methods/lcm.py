@@ -15,16 +15,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from distill.batch import Batch
 from distill.losses import boundary_scalings, pseudo_huber
-from distill.presets import Preset
+from distill.presets import LCMSettings, Preset
 from distill.roles import Roles
 from distill.segments import draw_interval
-from distill.stages import Batch, Losses, Stage, draw_guidance, draw_noise
+from distill.stages import Losses, Stage, draw_guidance, draw_noise
 from hypersd_bench.sampling import lcm
 
-GRID = 50  # 2310.04378, section 4.3: skip 20 of 1000
 STEPS = (1, 2, 4, 8)
-HUBER_C = 1e-3  # diffusers' LCM scripts
 
 
 class LCM:
@@ -41,24 +40,26 @@ class LCM:
                 learning_rate=preset.learning_rate,
                 contract=lcm(STEPS),
                 export=self.name,
-                losses=partial(consistency, guidance=preset.guidance),
+                losses=partial(consistency, guidance=preset.guidance, settings=preset.lcm),
             ),
         )
 
 
-def consistency(batch: Batch, roles: Roles, rng: torch.Generator, *, guidance: tuple[float, float]) -> Losses:
+def consistency(
+    batch: Batch, roles: Roles, rng: torch.Generator, *, guidance: tuple[float, float], settings: LCMSettings
+) -> Losses:
     """The loss of one batch."""
-    schedule, z0 = roles.schedule, batch.z0
-    interval = draw_interval(len(z0), 1, schedule.num_train_timesteps, GRID, rng)
+    schedule, z0 = roles.schedule, batch.latents
+    interval = draw_interval(len(z0), 1, schedule.num_train_timesteps, settings.grid, rng)
     t, t_prev = interval.t.to(z0.device), interval.t_prev.to(z0.device)
     g = draw_guidance(batch, guidance, rng)
     x = schedule.add_noise(z0, draw_noise(z0, rng), t)
     with torch.no_grad():
-        x_prev = schedule.ddim(x, roles.guided(x, t, batch.text, batch.empty, g), t, t_prev)
-        eps_ema = roles.predict("ema", x_prev, t_prev, batch.text)
+        x_prev = schedule.ddim(x, roles.guided(x, t, batch.cond, batch.uncond, g), t, t_prev)
+        eps_ema = roles.predict("ema", x_prev, t_prev, batch.cond)
         target = consistency_function(x_prev, schedule.x0(x_prev, eps_ema, t_prev), t_prev)
-    x0_student = schedule.x0(x, roles.predict("student", x, t, batch.text), t)
-    return Losses(pseudo_huber(consistency_function(x, x0_student, t), target, HUBER_C))
+    x0_student = schedule.x0(x, roles.predict("student", x, t, batch.cond), t)
+    return Losses(pseudo_huber(consistency_function(x, x0_student, t), target, settings.huber_c))
 
 
 def consistency_function(x: Tensor, x0: Tensor, t: Tensor) -> Tensor:

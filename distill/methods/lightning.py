@@ -21,26 +21,20 @@ into the full UNet; and one step stays in eps form, which a LoRA on an eps base 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from diffusers import UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
-from distill.discriminator import Discriminator, teacher_features
-from distill.losses import discriminator_loss, generator_loss, mse
-from distill.presets import Preset
+from distill.batch import Batch
+from distill.discriminator import ADAM_BETAS, opponent, play
+from distill.losses import mse
+from distill.presets import LightningSettings, Preset
 from distill.roles import Roles
-from distill.stages import Batch, Losses, Stage, draw_guidance, draw_noise, split_images
+from distill.stages import Losses, Stage, draw_noise, split_images
 from hypersd_bench.sampling import euler_trailing, trailing
-
-TEACHER_STEPS = 64  # ours; the paper's 128
-CHAIN = (32, 8, 4, 2, 1)  # 2402.13929, section 3.2
-SHARES = (2.0, 1.0, 1.0)  # of a step count's images: MSE, conditional, unconditional; ours
-ADAM_BETAS = (0.0, 0.99)  # 2402.13929, section 4.1
 
 
 class Span(NamedTuple):
@@ -59,18 +53,20 @@ class Lightning:
 
     def stages(self, preset: Preset) -> tuple[Stage, ...]:
         """A guided stage, then for each step count an MSE, a conditional and an unconditional stage."""
-        shares = iter(split_images(preset.images, preset.batch_size, (4.0,) + SHARES * (len(CHAIN) - 1)))
-        first = CHAIN[0]
+        chosen = preset.lightning
+        weights = (chosen.first_share, *chosen.shares * (len(chosen.chain) - 1))
+        shares = iter(split_images(preset.images, preset.batch_size, weights))
+        first = chosen.chain[0]
         guided = Stage(
             name=f"{first}-guided-mse",
             images=next(shares),
             learning_rate=preset.learning_rate,
             contract=euler_trailing((first,)),
             export=f"stages/{self.name}-{first}steps",
-            losses=partial(guided_mse, guidance=preset.guidance),
+            losses=partial(guided_mse, settings=chosen),
         )
         stages = [guided]
-        for before, n in pairwise(CHAIN):
+        for before, n in pairwise(chosen.chain):
             stages += self._step_count(preset, before, n, shares)
         return tuple(stages)
 
@@ -95,32 +91,17 @@ class Lightning:
                 export=export,
                 losses=partial(adversarial, before=before, n=n),
                 betas=ADAM_BETAS,
-                discriminator=make,
-                discriminator_learning_rate=preset.discriminator_learning_rate,
+                opponents=(opponent(preset, conditional=kind == "conditional"),),
             )
-            for kind, export, make in (
-                ("conditional", f"stages/{name}-conditional", conditional),
-                ("unconditional", name, unconditional),
-            )
+            for kind, export in (("conditional", f"stages/{name}-conditional"), ("unconditional", name))
         ]
         return [warm_up, *players]
 
 
-def conditional(unet: UNet2DConditionModel) -> nn.Module:
-    """D(x_t, x_{t-ns}, t, t-ns, c)."""
-    return Discriminator(unet, conditional=True)
-
-
-def unconditional(unet: UNet2DConditionModel) -> nn.Module:
-    """D'(x_{t-ns}, t-ns, c)."""
-    return Discriminator(unet, conditional=False)
-
-
-def guided_mse(batch: Batch, roles: Roles, rng: torch.Generator, *, guidance: tuple[float, float]) -> Losses:
+def guided_mse(batch: Batch, roles: Roles, rng: torch.Generator, *, settings: LightningSettings) -> Losses:
     """The first stage: the base's guided steps in one, by MSE."""
-    span = draw_span(batch, roles, rng, TEACHER_STEPS, CHAIN[0])
-    g = draw_guidance(batch, guidance, rng)
-    target = walk(batch, roles, span, g)
+    span = draw_span(batch, roles, rng, settings.teacher_steps, settings.chain[0])
+    target = walk(batch, roles, span, torch.full((len(batch),), settings.guidance, device=span.x.device))
     return Losses(mse(student_step(batch, roles, span), target))
 
 
@@ -132,35 +113,24 @@ def progressive_mse(batch: Batch, roles: Roles, rng: torch.Generator, *, before:
 
 
 def adversarial(batch: Batch, roles: Roles, rng: torch.Generator, *, before: int, n: int) -> Losses:
-    """Both players' losses of one batch, from one student forward and one pass of the backbone over each latent."""
-    discriminator = roles.discriminator
-    assert isinstance(discriminator, Discriminator)
+    """Both players' losses of one batch, from one student forward."""
     span = draw_span(batch, roles, rng, before, n)
-    real = walk(batch, roles, span)
-    fake = student_step(batch, roles, span)
-    s = span.s.clamp(min=0)  # the backbone has no name for the clean end
-    fake_features = teacher_features(roles, fake, s, batch.text)
-    with torch.no_grad():
-        real_features = teacher_features(roles, real, s, batch.text)
-        origin = teacher_features(roles, span.x, span.t, batch.text) if discriminator.conditional else None
-    with frozen(discriminator):
-        loss = generator_loss(discriminator(fake_features, origin))
-    real_logits = discriminator(real_features, origin)
-    fake_logits = discriminator([feature.detach() for feature in fake_features], origin)
-    logs = {"p_real": real_logits.sigmoid().mean(), "p_fake": fake_logits.sigmoid().mean()}
-    return Losses(loss, discriminator_loss(real_logits, fake_logits), logs)
+    match = play(
+        roles, walk(batch, roles, span), student_step(batch, roles, span), span.s, batch.cond, origin=(span.x, span.t)
+    )
+    return Losses(match.generator, {"discriminator": match.discriminator}, match.logs)
 
 
 def draw_span(batch: Batch, roles: Roles, rng: torch.Generator, before: int, n: int) -> Span:
     """Draw one of the n spans of the student for every image, with the before/n steps of its teacher inside."""
     edges = torch.tensor([*trailing(before), -1])  # -1 is the clean end
     per_span = before // n
-    first = torch.randint(n, (len(batch.z0),), generator=rng) * per_span
-    stops = edges[first[:, None] + torch.arange(per_span + 1)].to(batch.z0.device)
+    first = torch.randint(n, (len(batch),), generator=rng) * per_span
+    stops = edges[first[:, None] + torch.arange(per_span + 1)].to(batch.latents.device)
     t = stops[:, 0]
-    eps = draw_noise(batch.z0, rng)
+    eps = draw_noise(batch.latents, rng)
     pure = (t == roles.schedule.num_train_timesteps - 1).reshape(-1, 1, 1, 1)
-    x = roles.schedule.add_noise(torch.where(pure, torch.zeros_like(batch.z0), batch.z0), eps, t)
+    x = roles.schedule.add_noise(torch.where(pure, torch.zeros_like(batch.latents), batch.latents), eps, t)
     return Span(x, t, stops[:, -1], stops)
 
 
@@ -171,23 +141,13 @@ def walk(batch: Batch, roles: Roles, span: Span, g: Tensor | None = None) -> Ten
     for i in range(span.stops.shape[1] - 1):
         t, s = span.stops[:, i], span.stops[:, i + 1]
         if g is None:
-            eps = roles.predict("previous", x, t, batch.text)
+            eps = roles.predict("previous", x, t, batch.cond)
         else:
-            eps = roles.guided(x, t, batch.text, batch.empty, g)
+            eps = roles.guided(x, t, batch.cond, batch.uncond, g)
         x = roles.schedule.ddim(x, eps, t, s)
     return x
 
 
 def student_step(batch: Batch, roles: Roles, span: Span) -> Tensor:
     """The student's one step over the span."""
-    return roles.schedule.ddim(span.x, roles.predict("student", span.x, span.t, batch.text), span.t, span.s)
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Inside the block the module's parameters take no gradient; what flows through it still does."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
+    return roles.schedule.ddim(span.x, roles.predict("student", span.x, span.t, batch.cond), span.t, span.s)

@@ -15,14 +15,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from distill.batch import Batch
 from distill.losses import mse
-from distill.presets import Preset
+from distill.presets import Preset, TCDSettings
 from distill.roles import Roles
 from distill.segments import draw_interval
-from distill.stages import Batch, Losses, Stage, draw_guidance, draw_noise
+from distill.stages import Losses, Stage, draw_guidance, draw_noise
 from hypersd_bench.sampling import tcd
 
-GRID = 50  # 2402.19159, as LCM
 STEPS = (1, 2, 4, 8)
 
 
@@ -38,27 +38,27 @@ class TCD:
                 name="trajectory-consistency",
                 images=preset.images,
                 learning_rate=preset.learning_rate,
-                contract=tcd(STEPS),
+                contract=tcd(STEPS, eta=preset.tcd.eta),
                 export=self.name,
-                losses=partial(trajectory_consistency, guidance=preset.guidance),
+                losses=partial(trajectory_consistency, guidance=preset.guidance, settings=preset.tcd),
             ),
         )
 
 
 def trajectory_consistency(
-    batch: Batch, roles: Roles, rng: torch.Generator, *, guidance: tuple[float, float]
+    batch: Batch, roles: Roles, rng: torch.Generator, *, guidance: tuple[float, float], settings: TCDSettings
 ) -> Losses:
     """The loss of one batch."""
-    schedule, z0 = roles.schedule, batch.z0
-    interval = draw_interval(len(z0), 1, schedule.num_train_timesteps, GRID, rng)
-    s = draw_end(interval.t_prev, schedule.num_train_timesteps // GRID, rng).to(z0.device)
+    schedule, z0 = roles.schedule, batch.latents
+    interval = draw_interval(len(z0), 1, schedule.num_train_timesteps, settings.grid, rng)
+    s = draw_end(interval.t_prev, schedule.num_train_timesteps // settings.grid, rng).to(z0.device)
     t, t_prev = interval.t.to(z0.device), interval.t_prev.to(z0.device)
     g = draw_guidance(batch, guidance, rng)
     x = schedule.add_noise(z0, draw_noise(z0, rng), t)
     with torch.no_grad():
-        x_prev = schedule.ddim(x, roles.guided(x, t, batch.text, batch.empty, g), t, t_prev)
-        target = schedule.ddim(x_prev, roles.predict("ema", x_prev, t_prev, batch.text), t_prev, s)
-    student = schedule.ddim(x, roles.predict("student", x, t, batch.text), t, s)
+        x_prev = schedule.ddim(x, roles.guided(x, t, batch.cond, batch.uncond, g), t, t_prev)
+        target = schedule.ddim(x_prev, roles.predict("ema", x_prev, t_prev, batch.cond), t_prev, s)
+    student = schedule.ddim(x, roles.predict("student", x, t, batch.cond), t, s)
     return Losses(mse(student, target))
 
 

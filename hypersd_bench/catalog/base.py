@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hypersd_bench.catalog.spec import ModelSpec
 from hypersd_bench.errors import InputError
@@ -36,15 +38,34 @@ def lora_family(path: Path, family: str, base: str, license: str = "") -> list[M
             weights=file,
             license=license,
             training=training,
-            notes=_how_it_was_made(file, family),
+            trained_on=_trained_on(file, card),
+            notes=_how_it_was_made(card, family),
         )
-        for file in files
+        for file, card in ((file, _card(file)) for file in files)
     ]
 
 
-def _how_it_was_made(file: Path, family: str) -> str:
+def _card(file: Path) -> Mapping[str, Any]:
+    """What ``distill`` wrote into a LoRA about its making; empty for a file from elsewhere."""
+    try:
+        card = json.loads(read_safetensors_metadata(file).get(CARD_KEY, "{}"))
+    except ValueError:
+        card = None
+    if not isinstance(card, dict):
+        raise InputError(f"{file}: its {CARD_KEY} is no JSON object; export the LoRA again")
+    return card
+
+
+def _trained_on(file: Path, card: Mapping[str, Any]) -> tuple[str, ...]:
+    """The ids of the metrics a LoRA was optimised for; cards older than the key name none."""
+    ids = card.get("trained_on", [])
+    if not isinstance(ids, list) or not all(isinstance(id, str) for id in ids):
+        raise InputError(f"{file}: trained_on in its {CARD_KEY} is no list of metric ids; export the LoRA again")
+    return tuple(ids)
+
+
+def _how_it_was_made(card: Mapping[str, Any], family: str) -> str:
     """What ``distill`` wrote about a file's making, in a sentence; nothing for a file from elsewhere."""
-    card = json.loads(read_safetensors_metadata(file).get(CARD_KEY, "{}"))
-    if not card:
+    if not {"method", "preset"} <= card.keys():
         return ""
     return f"{family}: distilled by {card['method']} with preset {card['preset']}"

@@ -21,7 +21,7 @@ def pocket() -> None:
 
 @pocket.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("build/pocket"), show_default=True, help="Folder.")
-@click.option("--stages", help="Only these, with commas: vae,teacher,clip,aesthetic,checker")
+@click.option("--stages", help="Only these, with commas: vae,teacher,clip,aesthetic,checker,segmenter")
 @click.option("--scale", type=click.FloatRange(0.0001, 100), default=1.0, help="Train this many times as long.")
 @click.option("--device", help="cpu, cuda; the best there is by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON at the end.")

@@ -1,6 +1,6 @@
 """``pocket build``: everything the miniature ships, from artwork to weights, in resumable stages.
 
-    vae -> teacher -> clip -> aesthetic -> checker -> what ``pocket check`` measures
+    vae -> teacher -> clip -> aesthetic -> checker -> segmenter -> what ``pocket check`` measures
 
 Each stage keeps its training state under ``<out>/work`` and its product in ``<out>``; a stage that the card has is
 done. ``card.json`` and ``README.md`` record recipe, time and machine of every stage.
@@ -25,6 +25,7 @@ from hypersd_bench.pocket.card import read_card, thinned_curve, write_card
 from hypersd_bench.pocket.check import run_check
 from hypersd_bench.pocket.checker import save_checker, train_checker
 from hypersd_bench.pocket.clip import load_clip, save_clip, train_clip
+from hypersd_bench.pocket.segmenter import save_segmenter, train_segmenter
 from hypersd_bench.pocket.teacher import train_teacher
 from hypersd_bench.pocket.tokenizer import build_tokenizer
 from hypersd_bench.pocket.training import Schedule
@@ -41,6 +42,7 @@ class Recipe:
     clip: Schedule
     aesthetic: Schedule
     checker: Schedule
+    segmenter: Schedule
     pool_size: int
 
 
@@ -50,6 +52,7 @@ SHIPPED = Recipe(
     clip=Schedule(steps=900, batch_size=64, learning_rate=2e-3, ema=0.99),
     aesthetic=Schedule(steps=250, batch_size=28, learning_rate=2e-3, warmup=10, ema=0.97),
     checker=Schedule(steps=900, batch_size=64, learning_rate=2e-3, ema=0.99),
+    segmenter=Schedule(steps=350, batch_size=64, learning_rate=2e-3, ema=0.99),
     pool_size=40_000,
 )
 """What the shipped miniature was made with."""
@@ -120,12 +123,20 @@ def _checker(out: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
     return facts
 
 
+def _segmenter(out: Path, recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    vae = _load_vae(out, device)
+    segmenter, facts = train_segmenter(out / "work", recipe.segmenter, recipe.pool_size, device, vae=vae)
+    save_segmenter(segmenter, out)
+    return facts
+
+
 STAGES: dict[str, Callable[[Path, Recipe, torch.device], dict[str, Any]]] = {
     "vae": _vae,
     "teacher": _teacher,
     "clip": _clip,
     "aesthetic": _aesthetic,
     "checker": _checker,
+    "segmenter": _segmenter,
 }
 
 

@@ -15,6 +15,7 @@ _WHAT = {
     "clip": "CLIP through open_clip: judges `clip-score/pocket`",
     "aesthetic": "head on that CLIP, trained to rank clean renders above degraded ones: judges `aesthetic/pocket`",
     "checker": "fully convolutional reader of concepts, order and background: judges `concept/pocket`",
+    "segmenter": "SOLO with a kernel per cell, on the scenes' exact masks: the perceptual reward of feedback learning",
 }
 
 

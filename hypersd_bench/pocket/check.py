@@ -24,7 +24,14 @@ from hypersd_bench.pocket.checker import Checker, Match, load_checker
 from hypersd_bench.pocket.clip import PocketClip, load_clip
 from hypersd_bench.pocket.degradations import CLEAR, DEGRADATIONS, degrade
 from hypersd_bench.pocket.pictures import as_float, through_vae
-from hypersd_bench.pocket.scenes import BACKGROUND_NAMES, Scene, render, scenes
+from hypersd_bench.pocket.scenes import BACKGROUND_NAMES, CONCEPT_NAMES, Scene, render, scenes
+from hypersd_bench.pocket.segmenter import (
+    PocketSegmenter,
+    SceneInstances,
+    load_segmenter,
+    panoptic_quality,
+    scene_instances,
+)
 from hypersd_bench.sampling import ddim_trailing
 from hypersd_bench.seeding import image_seed
 
@@ -67,6 +74,7 @@ def run_check(
     checker = load_checker(weights, device)
     clip = load_clip(weights / "clip", weights / "base" / "tokenizer", device)
     aesthetic = load_aesthetic(weights, clip)
+    segmenter = load_segmenter(weights, device)
     held_out = list(scenes(FIRST_SEED, num_scenes, "held-out"))
     renders = np.stack([render(scene).image for scene in held_out])
     stages: dict[str, Callable[[], list[CheckRow]]] = {
@@ -74,6 +82,7 @@ def run_check(
         "teacher": partial(check_teacher, pipe, checker, num_images),
         "clip": partial(check_clip, clip, held_out, channels_first(renders)),
         "aesthetic": partial(check_aesthetic, aesthetic, channels_first(renders)),
+        "segmenter": partial(check_segmenter, segmenter, pipe.vae, held_out, renders),
     }
     rows: list[CheckRow] = []
     for stage in (bar := tqdm(stages, desc="pocket check", unit="stage")):
@@ -151,6 +160,25 @@ def check_aesthetic(aesthetic: PocketAesthetic, images: Tensor) -> list[CheckRow
     ]
 
 
+def check_segmenter(
+    segmenter: PocketSegmenter, vae: AutoencoderKL, held_out: Sequence[Scene], renders: NDArray[np.uint8]
+) -> list[CheckRow]:
+    """Check, on pictures that passed through the autoencoder, what is found, and that the loss tells right from wrong.
+
+    Wrong is one thing alone: the two emoji's names swapped, or another name where there is only one.
+    """
+    decoded = channels_first(through_vae(vae, renders, latent_noise=0))
+    truth = [scene_instances(scene) for scene in held_out]
+    quality = [panoptic_quality(found, true) for found, true in zip(segmenter.segment(decoded), truth, strict=True)]
+    x = as_float(decoded, vae.device)
+    with torch.no_grad():
+        below = segmenter.losses(x, truth) < segmenter.losses(x, [wrongly_named(true) for true in truth])
+    return [
+        mean_row("segmenter: panoptic quality of reconstructions", np.array(quality), 0.85, "PQ"),
+        rate_row("segmenter: loss lower than with one name wrong", below.tolist(), 0.97),
+    ]
+
+
 def sample_teacher(pipe: StableDiffusionPipeline, prompts: Sequence[str]) -> Tensor:
     """Sample one image per prompt: (N, 3, 64, 64) uint8."""
     contract = ddim_trailing((TEACHER_STEPS,), guidance_scale=TEACHER_GUIDANCE)
@@ -178,6 +206,13 @@ def one_word_wrong(scene: Scene) -> str:
         return Scene(scene.concepts[::-1], scene.background, scene.seed).caption
     following = (BACKGROUND_NAMES.index(scene.background) + 1) % len(BACKGROUND_NAMES)
     return Scene(scene.concepts, BACKGROUND_NAMES[following], scene.seed).caption
+
+
+def wrongly_named(truth: SceneInstances) -> SceneInstances:
+    """The same objects with their two names swapped, or with the next name where there is only one."""
+    if len(truth.labels) == 2:
+        return truth._replace(labels=truth.labels.flip(0))
+    return truth._replace(labels=(truth.labels + 1) % len(CONCEPT_NAMES))
 
 
 def read_scenes(checker: Checker, images: Tensor, wanted: Sequence[Scene]) -> list[Match]:

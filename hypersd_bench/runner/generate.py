@@ -8,12 +8,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from hypersd_bench.pipelines import decode_latents, encode_prompts, load_base, sample_latents, to_uint8, with_model
+from hypersd_bench.conditioning import Condition, join
+from hypersd_bench.pipelines import (
+    Pipeline,
+    decode_latents,
+    encode_empty,
+    encode_prompts,
+    load_base,
+    sample_latents,
+    to_uint8,
+    with_model,
+)
 from hypersd_bench.prompts import Prompt
 from hypersd_bench.runner.plan import Configuration, Plan
 from hypersd_bench.seeding import image_seed
@@ -22,10 +31,10 @@ from hypersd_bench.store import ImageRow, RunStore, write_bytes
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Prompt embeddings, encoded once for all models and step counts: (1, tokens, width) each, by prompt id."""
+    """What the UNet is told of each prompt, by id, one row each, and the unconditional input; encoded once for all."""
 
-    by_prompt: dict[str, Tensor]
-    empty: Tensor
+    by_prompt: dict[str, Condition]
+    empty: Condition
 
 
 def generate(plan: Plan, store: RunStore, device: str) -> None:
@@ -46,15 +55,15 @@ def generate(plan: Plan, store: RunStore, device: str) -> None:
                 bar.update(len(batch))
 
 
-def encode_all(pipe: StableDiffusionPipeline, prompts: Sequence[Prompt], batch_size: int = 64) -> Embeddings:
+def encode_all(pipe: Pipeline, prompts: Sequence[Prompt], batch_size: int = 64) -> Embeddings:
     """Encode every prompt, and the empty one; batches are cut from the whole list, so a resumed run encodes alike."""
-    encoded: dict[str, Tensor] = {}
+    encoded: dict[str, Condition] = {}
     with torch.no_grad():
         for i in range(0, len(prompts), batch_size):
             batch = prompts[i : i + batch_size]
-            embeds = encode_prompts(pipe, [prompt.text for prompt in batch]).split(1)
-            encoded |= {prompt.id: embed for prompt, embed in zip(batch, embeds, strict=True)}
-        return Embeddings(encoded, encode_prompts(pipe, [""]))
+            cond = encode_prompts(pipe, [prompt.text for prompt in batch])
+            encoded |= {prompt.id: cond.rows(slice(row, row + 1)) for row, prompt in enumerate(batch)}
+        return Embeddings(encoded, encode_empty(pipe))
 
 
 Job = tuple[Prompt, int]  # a prompt and a replicate
@@ -68,7 +77,7 @@ def _missing(plan: Plan, store: RunStore) -> list[tuple[Configuration, list[Job]
 
 
 def _make_batch(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     embeddings: Embeddings,
     plan: Plan,
     configuration: Configuration,
@@ -76,9 +85,9 @@ def _make_batch(
     store: RunStore,
 ) -> list[ImageRow]:
     seeds = [image_seed(plan.spec.seed, prompt.id, replicate) for prompt, replicate in batch]
-    prompt_embeds = torch.cat([embeddings.by_prompt[prompt.id] for prompt, _ in batch])
+    cond = join(*(embeddings.by_prompt[prompt.id] for prompt, _ in batch))
     contract, steps = configuration.model.contract, configuration.steps
-    latents = sample_latents(pipe, contract, steps, prompt_embeds, seeds, embeddings.empty)
+    latents = sample_latents(pipe, contract, steps, cond, seeds, embeddings.empty)
     pixels = decode_latents(pipe, latents)
     rows = []
     for (prompt, replicate), seed, picture in zip(batch, seeds, pixels, strict=True):

@@ -1,24 +1,27 @@
-"""Images to scores: each metric over every image (or set of images) it has not scored yet."""
+"""Images to scores: each metric over every image, prompt, pair or set of images that it has not scored yet."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from hypersd_bench import registry
-from hypersd_bench.contracts import ImageMetric, MetricContext, SetMetric
+from hypersd_bench.contracts import ImageMetric, Kind, MetricContext, PairMetric, PromptMetric, SetMetric
 from hypersd_bench.errors import InputError
 from hypersd_bench.store import ImageRow, RunStore, ScoreRow, SetScoreRow
 
 BATCH_SIZE = 64
+T = TypeVar("T")
 
 
 def score_run(store: RunStore, metric_ids: Sequence[str], context: MetricContext) -> dict[str, str]:
@@ -32,10 +35,15 @@ def score_run(store: RunStore, metric_ids: Sequence[str], context: MetricContext
             failed[metric_id] = str(error)
             _record_missing(store, factory.info.kind, metric_id, str(error))
             continue
-        if metric.info.kind == "image":
-            _score_images(store, metric)
-        else:
-            _score_sets(store, metric, context)
+        match metric.info.kind:
+            case "image":
+                _score_images(store, metric)
+            case "prompt":
+                _score_prompts(store, metric)
+            case "pair":
+                _score_pairs(store, metric)
+            case "set":
+                _score_sets(store, metric, context)
     return failed
 
 
@@ -57,19 +65,78 @@ def sound(rows: Sequence[ImageRow]) -> list[ImageRow]:
 
 
 def _score_images(store: RunStore, metric: ImageMetric) -> None:
-    scored = {image_id for image_id, row in store.scores(metric.info.id).items() if row.value is not None}
-    images = store.images()
-    store.record_scores(
-        [ScoreRow(metric.info.id, _id(row), None, f"image is {row.defect}") for row in images if row.defect]
-    )
-    todo = [row for row in sound(images) if row.id not in scored]
+    images, scored = _sound_and_scored(store, metric.info.id)
+    todo = [row for row in images if row.id not in scored]
     with tqdm(total=len(todo), desc=metric.info.id, unit="image", disable=not todo) as bar:
         for rows in _batches(todo):
             values = metric.score(load_images(store.folder, rows), [row.prompt for row in rows])
-            store.record_scores(
-                [_score_row(metric.info.id, row, float(v)) for row, v in zip(rows, values, strict=True)]
-            )
+            _record_values(store, metric.info.id, rows, values)
             bar.update(len(rows))
+
+
+def _score_prompts(store: RunStore, metric: PromptMetric) -> None:
+    """Score whole groups; one that has grown since it was scored is scored again, since every value changes."""
+    images, scored = _sound_and_scored(store, metric.info.id)
+    groups = [list(rows) for _, rows in groupby(images, lambda row: row.key[:3])]
+    sizes = Counter(row.key[:3] for row in store.images())
+    alone = {_id(rows[0]): _why_alone(sizes[rows[0].key[:3]]) for rows in groups if len(rows) == 1}
+    _record_reasons(store, metric.info.id, alone)
+    todo = [rows for rows in groups if len(rows) > 1 and any(row.id not in scored for row in rows)]
+    with tqdm(total=sum(map(len, todo)), desc=metric.info.id, unit="image", disable=not todo) as bar:
+        for rows in todo:
+            values = metric.score_group(load_images(store.folder, rows), rows[0].prompt)
+            _record_values(store, metric.info.id, rows, values)
+            bar.update(len(rows))
+
+
+def _score_pairs(store: RunStore, metric: PairMetric) -> None:
+    """Score each image against the teacher's at its most steps; without one it is missing, and so is the teacher's."""
+    images, scored = _sound_and_scored(store, metric.info.id)
+    teacher = _teacher(store)
+    partners = {row.key[2:]: row for row in images if row.key[:2] == teacher}
+    pairs = [(row, partners.get(row.key[2:])) for row in images if row.id not in scored]
+    missing = {_id(row): _why_unpaired(row, other, teacher) for row, other in pairs}
+    _record_reasons(store, metric.info.id, {image_id: reason for image_id, reason in missing.items() if reason})
+    todo = [(row, other) for row, other in pairs if other is not None and not missing[_id(row)]]
+    with tqdm(total=len(todo), desc=metric.info.id, unit="image", disable=not todo) as bar:
+        for batch in _batches(todo):
+            rows, others = ([pair[side] for pair in batch] for side in (0, 1))
+            values = metric.score_pairs(load_images(store.folder, rows), load_images(store.folder, others))
+            _record_values(store, metric.info.id, rows, values)
+            bar.update(len(rows))
+
+
+def _teacher(store: RunStore) -> tuple[str, int] | None:
+    """The name and most steps of the run's teacher; None when it has none."""
+    found = (model for model in store.manifest["models"] if model.get("family") == "teacher")
+    return next(((str(model["name"]), max(model["steps"])) for model in found), None)
+
+
+def _why_alone(num_images: int) -> str:
+    return "one image per prompt" if num_images == 1 else "no other sound image of its prompt"
+
+
+def _why_unpaired(image: ImageRow, other: ImageRow | None, teacher: tuple[str, int] | None) -> str:
+    if teacher is None:
+        return "the run has no teacher"
+    if image.key[:2] == teacher:
+        return "it is the teacher's own"
+    return "" if other else "no sound image of the teacher"
+
+
+def _sound_and_scored(store: RunStore, metric_id: str) -> tuple[list[ImageRow], set[int]]:
+    """The run's sound images, and the ids of those that have a value; the defects of the others are recorded."""
+    images = store.images()
+    _record_reasons(store, metric_id, {_id(row): f"image is {row.defect}" for row in images if row.defect})
+    return sound(images), {image_id for image_id, row in store.scores(metric_id).items() if row.value is not None}
+
+
+def _record_reasons(store: RunStore, metric_id: str, reasons: Mapping[int, str]) -> None:
+    store.record_scores([ScoreRow(metric_id, image_id, None, reason) for image_id, reason in reasons.items()])
+
+
+def _record_values(store: RunStore, metric_id: str, rows: Sequence[ImageRow], values: NDArray[np.float64]) -> None:
+    store.record_scores([_score_row(metric_id, row, float(value)) for row, value in zip(rows, values, strict=True)])
 
 
 def _score_row(metric_id: str, row: ImageRow, value: float) -> ScoreRow:
@@ -103,10 +170,10 @@ def _score_sets(store: RunStore, metric: SetMetric, context: MetricContext) -> N
             store.record_set_scores([SetScoreRow(metric.info.id, model, steps, value, len(rows), name)])
 
 
-def _record_missing(store: RunStore, kind: str, metric_id: str, reason: str) -> None:
+def _record_missing(store: RunStore, kind: Kind, metric_id: str, reason: str) -> None:
     images = store.images()
-    if kind == "image":
-        store.record_scores([ScoreRow(metric_id, _id(row), None, reason) for row in images])
+    if kind != "set":
+        _record_reasons(store, metric_id, {_id(row): reason for row in images})
         return
     sizes: dict[tuple[str, int], int] = defaultdict(int)
     for row in images:
@@ -114,7 +181,7 @@ def _record_missing(store: RunStore, kind: str, metric_id: str, reason: str) -> 
     store.record_set_scores([SetScoreRow(metric_id, m, s, None, n, "", reason) for (m, s), n in sizes.items()])
 
 
-def _batches(rows: Sequence[ImageRow]) -> Iterator[Sequence[ImageRow]]:
+def _batches(rows: Sequence[T]) -> Iterator[Sequence[T]]:
     return (rows[i : i + BATCH_SIZE] for i in range(0, len(rows), BATCH_SIZE))
 
 

@@ -5,10 +5,17 @@ from __future__ import annotations
 import time
 
 import torch
-from diffusers import StableDiffusionPipeline
 from tqdm import tqdm
 
-from hypersd_bench.pipelines import decode_latents, encode_prompts, load_base, sample_latents, with_model
+from hypersd_bench.pipelines import (
+    Pipeline,
+    decode_latents,
+    encode_empty,
+    encode_prompts,
+    load_base,
+    sample_latents,
+    with_model,
+)
 from hypersd_bench.runner.plan import Configuration, Plan
 from hypersd_bench.seeding import image_seed
 from hypersd_bench.store import RunStore, TimingRow
@@ -34,7 +41,7 @@ def time_run(plan: Plan, store: RunStore, device: str) -> None:
 
 
 def _time_once(
-    pipe: StableDiffusionPipeline, plan: Plan, configuration: Configuration, repeat: int, device: str
+    pipe: Pipeline, plan: Plan, configuration: Configuration, repeat: int, device: str
 ) -> list[TimingRow]:
     assert plan.spec.timing is not None
     batch_size = plan.spec.timing.batch_size
@@ -44,7 +51,7 @@ def _time_once(
     marks = [_now(device)]
     with torch.no_grad():
         embeds = encode_prompts(pipe, [prompt.text for prompt in prompts])
-        empty = encode_prompts(pipe, [""]) if contract.guidance_scale > 1 else None
+        empty = encode_empty(pipe) if contract.guidance_scale > 1 else None
         marks.append(_now(device))
         latents = sample_latents(pipe, contract, configuration.steps, embeds, seeds, empty)
         marks.append(_now(device))

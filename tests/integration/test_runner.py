@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -14,13 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
+from hypersd_bench.catalog.base import CARD_KEY
 from hypersd_bench.catalog.spec import ModelSpec
+from hypersd_bench.contracts import MetricContext
 from hypersd_bench.errors import InputError
 from hypersd_bench.pipelines import load_base, sample, with_model
 from hypersd_bench.runner.benchmark import run_benchmark
 from hypersd_bench.runner.export import tables
 from hypersd_bench.runner.generate import find_defect
-from hypersd_bench.runner.plan import Plan, make_plan
+from hypersd_bench.runner.plan import Plan, make_plan, manifest
+from hypersd_bench.runner.score import score_run
 from hypersd_bench.runner.spec import load_spec
 from hypersd_bench.sampling import METADATA_KEY, SamplerContract, ddim_trailing, euler_trailing, lcm, tcd
 from hypersd_bench.seeding import generators
@@ -34,8 +38,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_base(tmp_path_factory.mktemp("tiny") / "base")
 
 
-def make_lora(base: Path, path: Path, contract: SamplerContract) -> Path:
-    """A random LoRA in the layout that ``load_lora_weights`` reads, with its contract inside."""
+def make_lora(base: Path, path: Path, contract: SamplerContract, card: object = None) -> Path:
+    """A random LoRA in the layout that ``load_lora_weights`` reads, with its contract and, if given, a card inside."""
     from diffusers import StableDiffusionPipeline
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
@@ -47,7 +51,8 @@ def make_lora(base: Path, path: Path, contract: SamplerContract) -> Path:
     StableDiffusionPipeline.save_lora_weights(path.parent, get_peft_model_state_dict(pipe.unet), weight_name=path.name)
     with safe_open(path, "pt") as file:
         tensors = {key: file.get_tensor(key) * 4 for key in file.keys()}  # noqa: SIM118 (not a dict)
-    save_file(tensors, path, {METADATA_KEY: contract.to_json()})
+    told = {} if card is None else {CARD_KEY: json.dumps(card)}
+    save_file(tensors, path, {METADATA_KEY: contract.to_json(), **told})
     return path
 
 
@@ -91,6 +96,83 @@ def test_a_run_from_spec_to_tables(base: Path, lora: Path, tmp_path: Path) -> No
     manifest = json.loads((store.folder / "run.json").read_text())
     assert manifest["models"][1]["contract"]["scheduler"] == "LCMScheduler"
     assert len(manifest["models"][1]["checkpoints"]["1"]["sha256"]) == 64
+
+
+@pytest.mark.usefixtures("toy_metrics")
+def test_metrics_of_prompts_and_pairs_see_the_right_images(base: Path, lora: Path, tmp_path: Path) -> None:
+    metrics = ["toy/spread", "toy/darker"]
+    models = ["teacher@2,4", str(lora)]
+    plan = plan_for(base, tmp_path, models=models, metrics=metrics, timing=None, replicates=3)
+    store, failed = run_benchmark(plan, tmp_path / "run", "cpu")
+    assert failed == {}
+    level = {row.key: np.asarray(Image.open(store.folder / row.file)).mean() for row in store.images()}
+    spread, darker = store.scores("toy/spread"), store.scores("toy/darker")
+    assert len(spread) == len(darker) == len(level) == 4 * 3 * 3
+    for row in store.images():
+        group = [value for key, value in level.items() if key[:3] == row.key[:3]]
+        assert len(group) == 3
+        assert spread[row.id].value == pytest.approx(abs(level[row.key] - np.mean(group)))  # type: ignore[index]
+        score = darker[row.id]  # type: ignore[index]
+        if (row.model, row.steps) == ("teacher", 4):
+            assert (score.value, score.reason) == (None, "it is the teacher's own")
+        else:
+            assert score.value == pytest.approx(level["teacher", 4, *row.key[2:]] - level[row.key])
+    assert not tables(store)["images"]["toy/spread"].isna().any()
+
+
+@pytest.mark.usefixtures("toy_metrics")
+def test_what_cannot_be_compared_is_missing_with_its_reason(base: Path, lora: Path, tmp_path: Path) -> None:
+    """Defects made by hand: of 2 images of a prompt one is black, so the other has nobody to differ from."""
+    plan = plan_for(base, tmp_path, models=["teacher@2", str(lora)], steps=[2], timing=None)
+    store, _ = run_benchmark(plan, tmp_path / "run", "cpu")
+    group = ("teacher", 2, plan.prompts.prompts[0].id)
+    first = [row.id for row in store.images() if row.key[:3] == group]
+    with sqlite3.connect(store.folder / "ledger.sqlite") as db:
+        db.execute("UPDATE image SET defect = 'black' WHERE id = ?", (first[0],))
+    db.close()
+    score_run(store, ["toy/spread", "toy/darker"], MetricContext())
+    spread, darker = store.scores("toy/spread"), store.scores("toy/darker")
+    assert (spread[first[0]].value, spread[first[0]].reason) == (None, "image is black")  # type: ignore[index]
+    assert (spread[first[1]].value, spread[first[1]].reason) == (None, "no other sound image of its prompt")  # type: ignore[index]
+    assert sum(row.value is None for row in spread.values()) == 2
+    lost = [row for row in darker.values() if row.reason == "no sound image of the teacher"]
+    assert len(lost) == 1
+    with sqlite3.connect(store.folder / "ledger.sqlite") as db:  # as after a run that goes on: a group has grown
+        db.execute("UPDATE image SET defect = '' WHERE id = ?", (first[0],))
+    db.close()
+    score_run(store, ["toy/spread", "toy/darker"], MetricContext())
+    assert all(row.value is not None for row in store.scores("toy/spread").values())
+    assert store.scores("toy/darker")[lost[0].image_id].value is not None
+
+
+@pytest.mark.usefixtures("toy_metrics")
+def test_one_image_per_prompt_and_no_teacher_are_reasons_not_zeros(base: Path, lora: Path, tmp_path: Path) -> None:
+    metrics = ["toy/spread", "toy/darker"]
+    plan = plan_for(base, tmp_path, models=[str(lora)], metrics=metrics, replicates=1, timing=None)
+    store, _ = run_benchmark(plan, tmp_path / "run", "cpu")
+    for metric, reason in zip(metrics, ("one image per prompt", "the run has no teacher"), strict=True):
+        rows = store.scores(metric).values()
+        assert len(rows) == plan.num_images
+        assert {(row.value, row.reason) for row in rows} == {(None, reason)}
+
+
+def test_a_card_says_what_its_lora_was_trained_on(base: Path, tmp_path: Path) -> None:
+    card = {"method": "hyper-sd", "preset": "pocket", "trained_on": ["toy/brightness", "clip-score"]}
+    file = make_lora(base, tmp_path / "judged.safetensors", lcm((1, 2)), card)
+    plan = plan_for(base, tmp_path, models=["teacher", str(file)], timing=None)
+    described = manifest(plan, "cpu", tmp_path / "run")["models"]
+    assert [entry["trained_on"] for entry in described] == [[], ["clip-score", "toy/brightness"]]
+    assert described[1]["notes"] == "judged: distilled by hyper-sd with preset pocket"
+    del card["trained_on"]  # cards older than the key
+    make_lora(base, file, lcm((1, 2)), card)
+    assert plan_for(base, tmp_path, models=[str(file)], timing=None).configurations[0].model.trained_on == ()
+
+
+@pytest.mark.parametrize("card", [[], {"trained_on": "clip-score"}, {"trained_on": [1]}])
+def test_a_broken_card_gets_one_line(base: Path, tmp_path: Path, card: object) -> None:
+    file = make_lora(base, tmp_path / "broken.safetensors", lcm((1, 2)), card)
+    with pytest.raises(InputError, match=r"broken\.safetensors: .*hypersd_bench\.card.*export the LoRA again"):
+        plan_for(base, tmp_path, models=[str(file)])
 
 
 def test_the_pictures_do_not_depend_on_batch_size_or_order(base: Path, tmp_path: Path) -> None:

@@ -204,6 +204,30 @@ def test_compare_prints_a_table_and_json(store: RunStore) -> None:
     assert {"value", "low", "high", "p_value"} <= values["comparisons"][0]["difference"].keys()
 
 
+@pytest.mark.parametrize("kind", ["prompt", "pair"])
+def test_metrics_of_prompts_and_pairs_are_compared_like_those_of_images(store: RunStore, kind: str) -> None:
+    want = [replace(c, metric="") for c in comparisons(store) if c.metric == CLIP.id]
+    entries = [entry | ({"kind": kind} if entry["id"] == CLIP.id else {}) for entry in store.manifest["metrics"]]
+    write_json(store.folder / "run.json", store.manifest | {"metrics": entries})
+    again = RunStore.open(store.folder)
+    assert [replace(c, metric="") for c in comparisons(again) if c.metric == CLIP.id] == want
+    assert len(comparisons(again)) == 12  # one Holm family, whatever the kinds
+    assert _summary(again, CLIP.id, "tcd", 4).estimate == _summary(store, CLIP.id, "tcd", 4).estimate
+    text = CliRunner().invoke(compare, [str(store.folder), "--against", "tcd"])
+    assert text.exit_code == 0, text.output
+
+
+def test_compare_marks_what_a_model_was_trained_on_and_prints_the_notes(store: RunStore) -> None:
+    store.manifest["models"][-1]["trained_on"] = [CLIP.id]
+    write_json(store.folder / "run.json", store.manifest)
+    text = CliRunner().invoke(compare, [str(store.folder)]).output
+    assert text.count("tcd\u2020") == 2, "at both step counts of the one metric"
+    assert "\u2020: the model was trained on this metric." in text
+    assert "aesthetic/pocket: a proxy." in text
+    values = json.loads(CliRunner().invoke(compare, [str(store.folder), "--json"]).output)
+    assert values["trained_on"] == {"hyper-sd": [], "lightning": [], "tcd": [CLIP.id]}
+
+
 def test_compare_json_has_null_for_no_interval(tmp_path: Path) -> None:
     store = make_run(tmp_path / "run", models=("hyper-sd", "tcd"), steps=(1,), num_prompts=1)
     values = json.loads(CliRunner().invoke(compare, [str(store.folder), "--json"]).output)

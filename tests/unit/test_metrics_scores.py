@@ -25,7 +25,9 @@ from metrics.concept import Concept
 from metrics.factory import Factory
 from metrics.fid import Fid
 
-OURS = ["aesthetic", "clip-score", "concept", "fid"]
+KINDS = {"aesthetic": "image", "clip-score": "image", "concept": "image", "fid": "set", "diversity": "prompt",
+         "agreement": "pair"}  # fmt: skip
+LOWER_IS_BETTER = {"fid", "agreement"}
 
 
 @dataclass
@@ -43,12 +45,13 @@ def _plain(*colours: tuple[int, int, int]) -> Tensor:
     return torch.tensor(colours, dtype=torch.uint8)[:, :, None, None].expand(-1, 3, 8, 8).contiguous()
 
 
-@pytest.mark.parametrize("name", [name for name in registry.METRICS if name.split("/")[0] in OURS])
+@pytest.mark.parametrize("name", registry.METRICS)
 def test_rows_declare_themselves_under_their_own_id(name: str) -> None:
-    factory = registry.resolve("metric", name)
-    assert factory.info.id == name
-    assert factory.info.direction == ("lower" if name.startswith("fid/") else "higher")
-    assert factory.info.kind == ("set" if name.startswith("fid/") else "image")
+    info, family = registry.resolve("metric", name).info, name.split("/")[0]
+    assert info.id == name
+    assert info.direction == ("lower" if family in LOWER_IS_BETTER else "higher")
+    assert info.kind == KINDS[family]
+    assert info.per_image == (family != "fid")
 
 
 def test_clip_score_is_a_hundred_cosines_of_its_own_prompt() -> None:

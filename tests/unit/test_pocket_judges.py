@@ -41,6 +41,7 @@ from hypersd_bench.pocket.clip import PocketClip, TwinBatches, info_nce, load_cl
 from hypersd_bench.pocket.degradations import DEGRADATIONS, STRENGTHS, blurred, degrade
 from hypersd_bench.pocket.pictures import flawed, through_vae
 from hypersd_bench.pocket.scenes import Scene, render, scenes
+from hypersd_bench.pocket.segmenter import save_segmenter, train_segmenter
 from hypersd_bench.pocket.training import Schedule
 from tests.tiny_base import make_tiny_base
 
@@ -69,6 +70,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checker(checker, weights)
     aesthetic, _ = train_aesthetic(work, clip, TINY, POOL, CPU, vae)
     save_aesthetic(aesthetic, weights)
+    segmenter, _ = train_segmenter(work, TINY, POOL, CPU, vae)
+    save_segmenter(segmenter, weights)
     return weights
 
 
@@ -218,12 +221,16 @@ def _clip_weights(folder: Path, built: Path) -> dict[str, Tensor]:
     return weights
 
 
+def _segmenter_weights(folder: Path, _: Path) -> dict[str, Tensor]:
+    return train_segmenter(folder, TINY, POOL, CPU)[0].net.state_dict()
+
+
 def _aesthetic_weights(folder: Path, built: Path) -> dict[str, Tensor]:
     clip = load_clip(built / "clip", built / "base" / "tokenizer")
     return train_aesthetic(folder, clip, TINY, POOL, CPU)[0].head.state_dict()
 
 
-@pytest.mark.parametrize("train", [_checker_weights, _clip_weights, _aesthetic_weights])
+@pytest.mark.parametrize("train", [_checker_weights, _segmenter_weights, _clip_weights, _aesthetic_weights])
 def test_an_interrupted_training_ends_where_the_whole_one_does(
     train: Trained, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +335,7 @@ def test_the_check_measures_every_part(built: Path) -> None:
     rows = run_check(built, num_scenes=8, num_images=2)
     assert [row.name.split(":")[0] for row in rows] == [
         "checker", "autoencoder", "teacher", "teacher", "teacher", "clip", "clip", "clip", "aesthetic", "aesthetic",
+        "segmenter", "segmenter",
     ]  # fmt: skip
     assert all(row.low <= row.value <= row.high for row in rows)
     assert [row.n for row in rows[:5]] == [8, 8, 2, 4, 2]

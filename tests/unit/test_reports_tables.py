@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hypersd_bench.store import RunStore, ScoreRow
+from hypersd_bench.store import RunStore, ScoreRow, write_json
 from metrics.comparison import comparisons, summaries
 from reports import tables
 from reports.data import Cell, ReportData, read_report
 from reports.numbers import counted, decimals, fixed, interval, listed, milliseconds
+from reports.page import write_report
 from tests.synthetic_run import CLIP, make_run
 
 
@@ -136,6 +137,34 @@ def test_unscored_is_shown_with_its_reason(tmp_path: Path) -> None:
     missing = next(r for r in csv.DictReader(io.StringIO(tables.results_csv(data)))
                    if (r["metric"], r["model"]) == (CLIP.id, "b"))  # fmt: skip
     assert (missing["value"], missing["missing"]) == ("", "6")
+
+
+def test_metrics_a_model_was_trained_on_are_marked_in_every_twin(tmp_path: Path) -> None:
+    """In results where the model was, in differences also where the baseline was; nowhere else."""
+    run = make_run(tmp_path / "run", models=("a", "b", "c"), steps=(1, 4), num_prompts=4)
+    run.manifest["models"][0]["trained_on"] = [CLIP.id]
+    run.manifest["models"][1]["trained_on"] = ["aesthetic"]
+    write_json(run.folder / "run.json", run.manifest)
+    data = read_report(run)
+    results, differences = tables.results(data), tables.differences(data)
+    cells = ((row.model, *cell) for row in results.rows for cell in zip(results.headings, row.entries, strict=True))
+    assert {(model, heading) for model, heading, entry in cells if entry.trained_on} == {("a", "CLIP score \u2191"), ("b", "Aesthetic \u2191")}
+    for table, num_cells in ((results, 4), (differences, 6)):  # differences to a: CLIP of b and c, aesthetic of b
+        foot = f"{tables.DAGGER}: the model"
+        assert foot in table.note
+        markdown, latex = tables.to_markdown(table), tables.to_latex(table, "x")
+        assert markdown.count(tables.DAGGER) == num_cells + 1
+        assert latex.count("$^\\dagger$") == num_cells + 1
+    for text, num_rows in ((tables.results_csv(data), 4), (tables.differences_csv(data), 6)):
+        assert sum(row["trained_on"] == "1" for row in csv.DictReader(io.StringIO(text))) == num_rows
+    html = write_report(run.folder, tmp_path / "report").read_text()
+    assert html.count(f"<sup>{tables.DAGGER}</sup>") == 10
+    assert html.count(f"{tables.DAGGER}: the model") == 2
+
+
+def test_nothing_trained_on_leaves_no_mark(run: RunStore, data: ReportData, tmp_path: Path) -> None:
+    assert not any(tables.DAGGER in text or "dagger" in text for text in tables.files(data).values())
+    assert tables.DAGGER not in write_report(run.folder, tmp_path / "report").read_text()
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")

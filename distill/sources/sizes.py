@@ -1,0 +1,90 @@
+"""How large caches get, told from a base's configuration files before anything is encoded; no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hypersd_bench.errors import InputError
+
+VALUE_BYTES = {"bf16": 2, "fp16": 2}
+INDEX_BYTES = 8 + 6 * 4  # of each image: its index, and its six time ids
+SHARD_BYTES = 64 * 2**20  # of content, about
+HEADER_BYTES = 300  # of each shard
+
+
+class CacheBytes(NamedTuple):
+    """Predicted size on disk."""
+
+    latents: int
+    prompts: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedShape:
+    """What a base turns an image and a prompt into.
+
+    latent: (C, h, w) of a square image. tokens, text_width: of the embedding. pooled_width: 0 where there is none.
+    """
+
+    latent: tuple[int, int, int]
+    tokens: int
+    text_width: int
+    pooled_width: int = 0
+
+    @classmethod
+    def of_folder(cls, folder: Path, resolution: int | None = None) -> EncodedShape:
+        """Read it from a pipeline folder; ``resolution`` in pixels where it is not the base's own."""
+        unet, text = _config(folder, "unet"), _config(folder, "text_encoder")
+        second = (folder / "text_encoder_2").is_dir()
+        side = unet["sample_size"]
+        if resolution is not None:
+            side = resolution // 2 ** (len(_config(folder, "vae")["block_out_channels"]) - 1)
+        return cls(
+            latent=(unet["in_channels"], side, side),
+            tokens=text["max_position_embeddings"],
+            text_width=unet["cross_attention_dim"],
+            pooled_width=_config(folder, "text_encoder_2")["projection_dim"] if second else 0,
+        )
+
+    def image_bytes(self, precision: str = "bf16") -> int:
+        """Of a cached latent, bytes."""
+        return math.prod(self.latent) * VALUE_BYTES[precision]
+
+    def prompt_bytes(self, precision: str = "bf16") -> int:
+        """Of a cached prompt, bytes."""
+        return (self.tokens * self.text_width + self.pooled_width) * VALUE_BYTES[precision]
+
+
+def rows_per_shard(row_bytes: int) -> int:
+    """How many rows make a shard."""
+    return min(max(SHARD_BYTES // row_bytes, 1), 4096)
+
+
+def predicted_bytes(num_images: int, num_prompts: int, shape: EncodedShape, precision: str = "bf16") -> CacheBytes:
+    """Size of the caches of so many images and distinct prompts.
+
+    Exact for square images; aspect-ratio buckets take up to a tenth less per image, and one shard each at least.
+    """
+    return CacheBytes(
+        latents=_stored(num_images, shape.image_bytes(precision) + INDEX_BYTES),
+        prompts=_stored(num_prompts, shape.prompt_bytes(precision)),
+    )
+
+
+def _stored(rows: int, row_bytes: int) -> int:
+    return rows * row_bytes + math.ceil(rows / rows_per_shard(row_bytes)) * HEADER_BYTES
+
+
+def _config(folder: Path, part: str) -> dict[str, Any]:
+    path = folder / part / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"base {folder} is incomplete: can't read {path} ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"base {folder} is damaged: {path} is not JSON; fetch it again") from error
+    return config
