@@ -31,7 +31,7 @@ from hypersd_bench.store import write_bytes, write_json
 
 MANIFEST = "distill.json"
 KEPT_CHECKPOINTS = 2
-_OURS = ("checkpoints", "stages", "samples", "tensorboard", "train.jsonl", "README.md")
+_OURS = ("checkpoints", "stages", "samples", "tensorboard", "train.jsonl", "scoreboard.jsonl", "README.md")
 
 
 @dataclass(frozen=True)

@@ -6,25 +6,23 @@ The EMA is exported: over the last twenty or so steps of a short run it averages
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from distill.batch import Batch
 from distill.formats import compress, concatenate
+from distill.pictures import looking_prompts, write_grid
 from distill.roles import Roles
 from distill.stages import Stage
 from hypersd_bench.errors import HypersdBenchError
 from hypersd_bench.pipelines import Pipeline, load_base, sample
-from hypersd_bench.pocket.prompts import held_out_prompts
 from hypersd_bench.pocket.scenes import ATTRIBUTION
 from hypersd_bench.sampling import METADATA_KEY, SamplerContract, ddim_trailing
 from hypersd_bench.seeding import image_seed
@@ -32,7 +30,6 @@ from hypersd_bench.store import write_bytes
 
 CARD_KEY = "hypersd_bench.card"
 TOLERANCE = 0.02  # of the largest predicted noise; rounding to fp16 moves it by about a thousandth
-GRID_PROMPTS = 8
 TEACHER_STEPS = 25
 CARD = """# {method}, distilled from {base}
 
@@ -50,6 +47,10 @@ every stage starts from the exported weights of the stage before. Curves: `train
 pipe.load_lora_weights("{file}")
 ```
 
+## Health
+
+{health}
+
 Training pictures: rendered emoji scenes. {attribution}
 """
 
@@ -63,7 +64,7 @@ class Exporter:
     def export(self, stage: Stage, roles: Roles, batch: Batch, card: Mapping[str, Any]) -> float:
         """Write the EMA and its sample grid; returns the file's largest relative difference from what was trained."""
         path = self._folder / f"{stage.export}.safetensors"
-        contract = replace(stage.contract, prediction_type=roles.schedule.prediction_type)
+        contract = replace(stage.contract, prediction_type=roles.predicts("ema"))
         write_lora(path, trained_lora(stage, roles), contract, card)
         teacher_row = self._teacher_row
         self._pipe.load_lora_weights(path.parent, weight_name=path.name)
@@ -71,7 +72,8 @@ class Exporter:
             difference = largest_difference(self._pipe, roles, batch)
             if not difference <= TOLERANCE:  # not >, which lets NaN through
                 raise HypersdBenchError(f"{path} loads as another model than was trained: off by {difference:.1%}")
-            write_grid(self._folder / "samples" / f"{stage.name}.png", self._pipe, contract, teacher_row)
+            rows = [self._sample(contract, steps) for steps in sorted(contract.timesteps)]
+            write_grid(self._folder / "samples" / f"{stage.name}.png", [teacher_row, *rows])
         finally:
             self._pipe.unload_lora_weights()
         return difference
@@ -82,8 +84,12 @@ class Exporter:
 
     @cached_property
     def _teacher_row(self) -> Tensor:
-        contract = ddim_trailing((TEACHER_STEPS,), self._guidance)
-        return sample(self._pipe, contract, TEACHER_STEPS, *_grid_prompts())
+        return self._sample(ddim_trailing((TEACHER_STEPS,), self._guidance), TEACHER_STEPS)
+
+    def _sample(self, contract: SamplerContract, steps: int) -> Tensor:
+        prompts = looking_prompts(self._pipe)
+        seeds = [image_seed(0, prompt.id, 0) for prompt in prompts]
+        return sample(self._pipe, contract, steps, [prompt.text for prompt in prompts], seeds)
 
 
 def trained_lora(stage: Stage, roles: Roles) -> dict[str, Tensor]:
@@ -109,19 +115,11 @@ def largest_difference(pipe: Pipeline, roles: Roles, batch: Batch) -> float:
     x = torch.randn((len(batch), *batch.latent_shape), generator=torch.Generator().manual_seed(0)).to(device)
     trained = roles.predict("ema", x, t, batch.cond)
     output = pipe.unet(x.to(pipe.unet.dtype), t, return_dict=False, **batch.cond.cast(pipe.unet.dtype).arguments)[0]
-    return float((roles.schedule.eps(output.float(), x, t) - trained).abs().max() / trained.abs().max())
+    loaded = roles.schedule.eps(output.float(), x, t, roles.predicts("ema"))
+    return float((loaded - trained).abs().max() / trained.abs().max())
 
 
-def write_grid(path: Path, pipe: Pipeline, contract: SamplerContract, teacher_row: Tensor) -> None:
-    """Write a PNG: the teacher's row, then one for each step count of the contract; the same prompts and noise."""
-    rows = [teacher_row, *(sample(pipe, contract, steps, *_grid_prompts()) for steps in sorted(contract.timesteps))]
-    grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)  # (3, rows x H, prompts x W)
-    buffer = BytesIO()
-    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(buffer, "PNG")
-    write_bytes(path, buffer.getvalue())
-
-
-def write_card(folder: Path, manifest: Mapping[str, Any], command: str) -> None:
+def write_card(folder: Path, manifest: Mapping[str, Any], command: str, health: Sequence[str] = ()) -> None:
     """Write the run's README.md: what the files are, how they were made, how to use them."""
     settings, stages = manifest["settings"], [s for s in manifest["stages"] if "/" not in s["file"]]
     rows = "\n".join(
@@ -134,10 +132,6 @@ def write_card(folder: Path, manifest: Mapping[str, Any], command: str) -> None:
         rank=settings["preset"]["rank"], seed=settings["seed"], command=command, file=stages[-1]["file"],
         created=manifest["provenance"]["created"], machine=manifest["provenance"]["machine"],
         device=manifest["provenance"]["device"], attribution=ATTRIBUTION,
+        health="\n".join(f"- {line}" for line in health),
     )  # fmt: skip
     write_bytes(folder / "README.md", text.encode())
-
-
-def _grid_prompts() -> tuple[list[str], list[int]]:
-    chosen = held_out_prompts().prompts[:GRID_PROMPTS]
-    return [prompt.text for prompt in chosen], [image_seed(0, prompt.id, 0) for prompt in chosen]

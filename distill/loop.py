@@ -10,7 +10,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,11 @@ from distill.checkpoint import (
 from distill.data import SceneLatents
 from distill.export import Exporter, write_card
 from distill.feedback import Feedback
+from distill.health import Watch, describe, read_rows, summary
+from distill.pictures import looking_prompts
 from distill.roles import Adapter, Roles
 from distill.schedule import NoiseSchedule
+from distill.scoreboard import Scoreboard, means
 from distill.signals import Interrupt
 from distill.stages import Losses, LossFunction, Stage
 from hypersd_bench import registry
@@ -83,13 +86,23 @@ class Trainer:
         self.position = Position()
         self.window: list[dict[str, Tensor]] = []
         self.log = run.path / "train.jsonl"
-        self.exporter = Exporter(settings.base, run.path, self.device, sum(self.preset.guidance) / 2)
+        guidance = sum(self.preset.guidance) / 2
+        self.exporter = Exporter(settings.base, run.path, self.device, guidance)
+        self.scoreboard = Scoreboard(
+            self.pipe, self.roles, run.path, looking_prompts(self.pipe), self.preset.scoreboard, guidance,
+            self.preset.sample_every_s,
+        )  # fmt: skip
+        self.watch = Watch()
 
     def _cast(self) -> Roles:
         """The roles that the stages need, on the base's UNet."""
         schedule = NoiseSchedule.from_config(self.pipe.scheduler.config, set_alpha_to_one=True, device=self.device)
-        roles = Roles(self.pipe.unet, schedule, self.preset.rank, self.settings.seed, kind=self.preset.student)
+        roles = Roles(
+            self.pipe.unet, schedule, self.preset.rank, self.settings.seed, kind=self.preset.student,
+            embeds_guidance=any(stage.embeds_guidance for stage in self.stages),
+        )  # fmt: skip
         wanted: list[Adapter] = ["previous"] if any(stage.new_previous for stage in self.stages) else []
+        wanted += ["older"] if any(stage.older for stage in self.stages) else []
         wanted += ["feedback"] if any(stage.trains == "feedback" for stage in self.stages) else []
         wanted += [opponent.role for stage in self.stages for opponent in stage.opponents if opponent.role]
         for adapter in dict.fromkeys(wanted):
@@ -104,7 +117,10 @@ class Trainer:
         """Train every stage that is not finished yet."""
         checkpoint = self.run.latest()
         self.position = load_position(checkpoint)
-        keep_log_until(self.log, self.position.images)
+        for log in (self.log, self.run.path / "scoreboard.jsonl"):
+            keep_log_until(log, self.position.images)
+        for row in read_rows(self.run.path) if self.position.images else []:  # what rang before must not ring again
+            self.watch.see(row)
         self.accelerator.init_trackers(
             "tensorboard", init_kwargs={"tensorboard": {"purge_step": self.position.images + 1}}
         )
@@ -120,7 +136,9 @@ class Trainer:
                 self._train_stage(self.stages[index], bar, interrupt)
                 self._finish_stage(self.stages[index])
         self.accelerator.end_training()
-        write_card(self.run.path, self.run.manifest, self.settings.command)
+        for alarm in self.watch.close():
+            tqdm.write(f"alarm: {describe(alarm)}", file=sys.stderr)
+        write_card(self.run.path, self.run.manifest, self.settings.command, summary(read_rows(self.run.path)))
         self.run.finish()
 
     def _begin(self, stage: Stage, checkpoint: Path | None) -> None:
@@ -131,6 +149,7 @@ class Trainer:
             self._fresh_roles(stage)
         others: list[Adapter] = [opponent.role for opponent in stage.opponents if opponent.role]
         self.roles.train(stage.trains, *others)
+        self.roles.student_predicts = stage.prediction_type
         self.roles.feedback = self._judges(stage)
         self.roles.discriminator = None
         self.accelerator._optimizers.clear()  # those of the stage before
@@ -151,6 +170,8 @@ class Trainer:
     def _fresh_roles(self, stage: Stage) -> None:
         """What a stage starts from: the student of the stage before, its copies, and opponents that know nothing."""
         if stage.new_previous:
+            if "older" in self.roles.adapters:
+                self.roles.copy("previous", "older")
             self.roles.copy("student", "previous")
         for adapter in ("feedback", "critic", "backbone"):
             if adapter in self.roles.adapters:
@@ -182,6 +203,9 @@ class Trainer:
                 self._advance(now - logged)
                 bar.set_postfix(loss=f"{self._write_log(stage, step, factor, now - logged):.4g}")
                 logged = now
+                if self.scoreboard.due and step < num_steps:
+                    self._look(stage)
+                    logged = time.monotonic()
                 if interrupt.asked or (step < num_steps and now - saved > self.preset.checkpoint_every_s):
                     self._save()
                     saved = now
@@ -278,11 +302,23 @@ class Trainer:
         }  # fmt: skip
         with self.log.open("a") as file:
             file.write(json.dumps(row) + "\n")
+        self._tell_alarms(row)
         self.accelerator.log(
             {f"{stage.name}/{name}": value for name, value in means.items()}, step=self.position.images
         )
         self.window = []
         return means["loss"]
+
+    def _look(self, stage: Stage) -> None:
+        """Sample the student as it is, and see what the alarms make of it."""
+        rows = self.scoreboard.look(stage, self.position.images)
+        self.accelerator.log(means(rows), step=self.position.images)
+        for row in rows:
+            self._tell_alarms(row)
+
+    def _tell_alarms(self, row: Mapping[str, Any]) -> None:
+        for alarm in self.watch.see(row):
+            tqdm.write(f"alarm: {describe(alarm)}", file=sys.stderr)
 
     def _finish_stage(self, stage: Stage) -> None:
         """Export the stage's EMA, look at the file once more, and hand the EMA on as the next stage's student."""

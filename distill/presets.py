@@ -7,6 +7,7 @@ paper states; a name without more is the paper's.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal
 
 from hypersd_bench.errors import InputError, unknown_name
@@ -52,33 +53,70 @@ class HyperSDSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LCMSettings:
-    """LCM (2310.04378) on one kind of base; a LoRA has no embedding of w, and no EMA in its paper."""
+    """LCM (2310.04378, as a LoRA 2311.05556) on one kind of base.
+
+    guidance: range of g, equal ends fix it; None is the preset's. target: whose f the student is drawn to.
+    embedded_guidance: g that a full UNet is sampled with, which is told w = g - 1. Rates that are None are the preset's.
+    """
 
     grid: int = 50  # skip 20 of 1000
     huber_c: float = 1e-3  # diffusers' LCM scripts
+    guidance: tuple[float, float] | None = None  # LCM-LoRA fixes w = 7.5, g = 8.5; ours: as all methods
+    target: Literal["ema", "student"] = "ema"  # LCM; LCM-LoRA has no EMA
+    embedded_guidance: float = 8.0  # the published lcm-sdxl
+    learning_rate: float | None = None
+    unet_learning_rate: float | None = None  # of a full UNet
 
 
 @dataclass(frozen=True, kw_only=True)
 class TCDSettings:
-    """TCD (2402.19159) on one kind of base."""
+    """TCD (2402.19159) on one kind of base; a rate that is None is the preset's."""
 
     grid: int = 50  # as LCM
-    eta: float = 0.3  # gamma, of sampling alone
+    eta: float = 0.3  # gamma, of sampling alone: the published LoRAs' advice
+    learning_rate: float | None = None  # the paper's was not found
 
 
 @dataclass(frozen=True, kw_only=True)
 class LightningSettings:
     """SDXL-Lightning (2402.13929) on one kind of base.
 
-    shares: of a step count's images: MSE warm-up, conditional, unconditional. one_step_x0: whether the one-step
-    student is switched to x0 form (full weights only). merge: whether the last objective also trains full weights.
+    first_share and shares: of the images, for the guided stage, and for every step count's MSE warm-up, conditional
+    and unconditional objective; a share of 0 drops the stage. train_points: how many timesteps students of fewer steps
+    are trained at. skip_level: whether the last two step counts take the student before the one before as teacher of
+    their unconditional objective. discriminator_timesteps: t*, which a one-step student's and its teacher's latents
+    are noised to, with these weights under the conditional and the later objectives. one_step_x0: whether the one-step
+    student is switched to x0 form; merge: whether full weights go on with the last objective; both for full UNets
+    alone. Rates that are None are the preset's.
     """
 
     teacher_steps: int = 128
     chain: tuple[int, ...] = (32, 8, 4, 2, 1)
-    shares: tuple[float, float, float] = (0.0, 1.0, 1.0)
-    first_share: float = 1.0  # ours
+    first_share: float = 1.0  # ours; no share is published
+    shares: tuple[float, float, float] = (0.0, 1.0, 1.0)  # ours; the paper has no warm-up
+    convert_share: float = 1.0  # ours; of the switch to x0 form
+    merge_share: float = 1.0  # ours
     guidance: float = 6.0  # of the first stage alone
+    train_points: int = 4  # {250, 500, 750, 1000}
+    skip_level: bool = True
+    discriminator_timesteps: tuple[int, ...] = (9, 249, 499, 749)  # {10, 250, 500, 750}, counted from 1
+    conditional_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+    unconditional_weights: tuple[float, ...] = (5.0, 1.0, 1.0, 1.0)  # "after the model is trained stable"; when: ours
+    one_step_x0: bool = True
+    merge: bool = False
+    first_learning_rate: float | None = None
+    unet_learning_rate: float | None = None  # of a full UNet and its discriminators
+
+    def __post_init__(self) -> None:
+        steps = (self.teacher_steps, *self.chain)
+        if not self.chain or any(a % b or a <= b for a, b in pairwise(steps)):
+            raise InputError(
+                f"Lightning's step counts {', '.join(map(str, steps))} must each be a whole part of the one before"
+            )
+        if min(self.shares) < 0 or self.first_share <= 0 or sum(self.shares) <= 0:
+            raise InputError(
+                f"Lightning's shares {self.shares} must not be negative, and neither they nor first_share all 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +126,8 @@ class Preset:
     images: training images seen, over all stages. batch_size: images per optimizer step over all processes, in
     ``accumulate`` parts on each. warmup: fraction of a stage's steps with rising learning rate. guidance: range of
     the teacher's g (usual form). scenes: size of the pool of training scenes. resolution: pixels, 0 is the base's own.
-    precision: of the frozen base. sample_every_s: seconds between sample grids and scoreboards; 0 is never.
+    precision: of the frozen base. sample_every_s: seconds between sample grids and scoreboards; 0 is never. scoreboard:
+    ids of the metrics on it.
     """
 
     name: str
@@ -113,6 +152,7 @@ class Preset:
     compile: bool = False  # docs/negative-results.md: does not pay on two CPU cores
     checkpoint_every_s: float = 60.0
     sample_every_s: float = 120.0
+    scoreboard: tuple[str, ...] = ("clip-score/pocket", "aesthetic/pocket", "concept/pocket", "diversity/lite0")
     hyper_sd: HyperSDSettings = field(default_factory=HyperSDSettings)
     lcm: LCMSettings = field(default_factory=LCMSettings)
     tcd: TCDSettings = field(default_factory=TCDSettings)
@@ -139,8 +179,19 @@ _POCKET_HYPER_SD = HyperSDSettings(
     real_guidance=3.0,
     offset_noise=0.0,
 )
-_POCKET_LIGHTNING = LightningSettings(teacher_steps=64, shares=(2.0, 1.0, 1.0), first_share=4.0, guidance=3.0)
-_POCKET = Preset(name="pocket", images=32768, hyper_sd=_POCKET_HYPER_SD, lightning=_POCKET_LIGHTNING)
+_POCKET_LIGHTNING = LightningSettings(
+    teacher_steps=64,  # half the teacher's cost; on a small model DDIM is long converged
+    guidance=3.0,  # where the miniature's teacher is best, and the middle of all methods' range
+    shares=(2.0, 1.0, 1.0),  # in some dozen steps an adversarial loss alone has nothing to hold on to
+    first_share=4.0,
+)
+_POCKET = Preset(
+    name="pocket",
+    images=32768,
+    hyper_sd=_POCKET_HYPER_SD,
+    lcm=LCMSettings(embedded_guidance=3.0),  # the middle of the range
+    lightning=_POCKET_LIGHTNING,
+)
 
 _SD15 = Preset(
     name="sd15",
@@ -159,6 +210,7 @@ _SD15 = Preset(
     gradient_checkpointing=True,
     checkpoint_every_s=1800.0,
     sample_every_s=1800.0,
+    scoreboard=("clip-score/vit-b-32", "aesthetic/laion-v2", "diversity/lite0"),
     hyper_sd=HyperSDSettings(
         rewards=("aesthetic/laion-v2", "image-reward/v1"),
         watched=("pick-score/v1", "hps/v2.1"),
@@ -166,7 +218,15 @@ _SD15 = Preset(
         real_guidance=1.75,  # DMD2, SD1.5
         critic_updates=10,  # DMD2, SD1.5
     ),
+    lcm=LCMSettings(learning_rate=1e-4, unet_learning_rate=1e-6),  # LCM-LoRA; LCM
+    tcd=TCDSettings(learning_rate=4.5e-6),  # community code
+    lightning=LightningSettings(
+        guidance=7.5,  # AnimateDiff-Lightning 2403.12706, the same recipe on SD1.5
+        first_learning_rate=1e-5,
+        unet_learning_rate=5e-7,
+    ),
 )
+_SDXL_LIGHTNING = replace(_SD15.lightning, guidance=6.0)
 
 PRESETS = {
     "pocket": _POCKET,
@@ -176,12 +236,14 @@ PRESETS = {
     "sdxl": replace(
         _SD15, name="sdxl", resolution=1024,
         hyper_sd=replace(_SD15.hyper_sd, real_guidance=8.0, critic_updates=5),  # DMD2, SDXL
+        lightning=_SDXL_LIGHTNING,
     ),
     "sdxl-24gb": replace(
         _SD15, name="sdxl-24gb", resolution=1024, batch_size=64, accumulate=64, images=64 * 16_000,
         learning_rate=1e-5,  # ours: a batch an eighth as large, and Adam
         discriminator_backbone="frozen",
         hyper_sd=replace(_SD15.hyper_sd, real_guidance=8.0, critic_updates=5),
+        lightning=_SDXL_LIGHTNING,
     ),
 }  # fmt: skip
 

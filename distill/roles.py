@@ -4,11 +4,12 @@ teacher    adapters off: the base to the bit
 student    what a stage trains, and the active role between calls
 ema        running mean of what is trained: the target of consistency losses, and what is exported
 previous   a frozen copy of the student of the stage before (progressive distillation)
+older      what ``previous`` was before that (its skip-level teacher)
 critic     the fake score of distribution matching, a model of what the student makes
 feedback   human feedback's own LoRA: while it is trained, the student is the frozen student plus this
 backbone   the discriminator's own view of the teacher's features, where its backbone is trained too
 
-A full-weights student (``kind="unet"``) and its ema and previous are UNets of their own; teacher, critic and backbone
+A full-weights student (``kind="unet"``) and its ema, previous and older are UNets of their own; teacher, critic and backbone
 still share the base. A role is entered through ``acting`` and left by the end of its block.
 """
 
@@ -32,8 +33,8 @@ from distill.batch import Condition, join
 from distill.schedule import NoiseSchedule
 from hypersd_bench.errors import InputError
 
-Adapter = Literal["student", "ema", "previous", "critic", "feedback", "backbone"]
-Role = Literal["teacher", "student", "ema", "previous", "critic", "backbone"]
+Adapter = Literal["student", "ema", "previous", "older", "critic", "feedback", "backbone"]
+Role = Literal["teacher", "student", "ema", "previous", "older", "critic", "backbone"]
 Kind = Literal["lora", "unet"]
 
 # The layers of LCM-LoRA 2311.05556 as diffusers trains it: attention, feed-forward, every convolution of the blocks.
@@ -41,7 +42,7 @@ TARGET_MODULES = (
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
     "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
 )  # fmt: skip
-OWN_WEIGHTS = ("student", "ema", "previous")  # the roles that are UNets of their own when the student is one
+OWN_WEIGHTS = ("student", "ema", "previous", "older")  # the roles that are UNets of their own when the student is one
 GUIDANCE_DIM = 256  # 2310.04378, appendix: width of the embedding of w
 
 
@@ -56,7 +57,8 @@ class _Member:
 class Roles:
     """The cast of a distillation: who is active, who gets gradient; plus the schedule they all live on.
 
-    ``discriminator`` and ``feedback`` are the current stage's, if it has them.
+    ``discriminator`` and ``feedback`` are the current stage's, if it has them. ``student_predicts`` is what the output
+    of student and ema means in it, None for the base's prediction type.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Roles:
         self.embeds_guidance = embeds_guidance
         self.discriminator: nn.Module | None = None
         self.feedback: Any = None
+        self.student_predicts: str | None = None
         self.checkpointing = False
         self._layers: list[BaseTunerLayer] = []
         self._parameters: dict[Adapter, list[nn.Parameter]] = {}
@@ -166,7 +169,12 @@ class Roles:
             output = unet(
                 x.to(unet.dtype), t, timestep_cond=embedded, return_dict=False, **cond.cast(unet.dtype).arguments
             )[0]
-        return self.schedule.eps(output.float(), x, t)
+        return self.schedule.eps(output.float(), x, t, self.predicts(role))
+
+    def predicts(self, role: Role) -> str:
+        """What a role's output means, in diffusers' words."""
+        own = self.student_predicts if role in ("student", "ema") else None
+        return own or self.schedule.prediction_type
 
     def guided(self, x: Tensor, t: Tensor, cond: Condition, uncond: Condition, g: Tensor) -> Tensor:
         """The teacher's guided noise eps_u + g (eps_c - eps_u), both halves in one forward; g is (B,)."""

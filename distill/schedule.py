@@ -78,11 +78,12 @@ class NoiseSchedule:
         """The clean latent that eps implies: (x - sigma_t eps) / alpha_t."""
         return (x - self.sigma(t).to(x.dtype) * eps) / self.alpha(t).to(x.dtype)
 
-    def eps(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """The noise that a network output (B, C, h, w) at (x, t) implies, for any prediction type."""
-        if self.prediction_type == "epsilon":
+    def eps(self, output: Tensor, x: Tensor, t: Tensor, prediction_type: str | None = None) -> Tensor:
+        """The noise that a network output (B, C, h, w) at (x, t) implies, for any prediction type, or the base's."""
+        kind = prediction_type or self.prediction_type
+        if kind == "epsilon":
             return output
         alpha, sigma = self.alpha(t).to(x.dtype), self.sigma(t).to(x.dtype)
-        if self.prediction_type == "v_prediction":  # v = alpha eps - sigma x0
+        if kind == "v_prediction":  # v = alpha eps - sigma x0
             return alpha * output + sigma * x
         return (x - alpha * output) / sigma

@@ -52,7 +52,9 @@ class Stage:
     images: training images the stage sees. export: file name without ending, relative to the run's folder, under
     which the stage's student is written with ``contract``. trains: the student, or the feedback LoRA on top of it,
     which is merged into the export at ``feedback_ratio`` and leaves the student as it was. new_previous: whether
-    ``previous`` becomes a copy of the student as the stage starts. practice: losses of opponents alone, for
+    ``previous`` becomes a copy of the student as the stage starts, and ``older`` what it was. older: whether the losses
+    ask for that role. prediction_type: what the student's output means, None for the base's. embeds_guidance: whether
+    the student, a full UNet, is told w. practice: losses of opponents alone, for
     ``practice_steps`` updates before each of the student's. rewards: what the stage optimises, by id; its pictures
     are also watched under the rewards that it does not. needs_images: whether prompts alone are not enough.
     """
@@ -67,6 +69,9 @@ class Stage:
     trains: Literal["student", "feedback"] = "student"
     feedback_ratio: float = 1.0
     new_previous: bool = False
+    older: bool = False
+    prediction_type: str | None = None
+    embeds_guidance: bool = False
     opponents: tuple[Opponent, ...] = ()
     practice: LossFunction | None = None
     practice_steps: int = 0

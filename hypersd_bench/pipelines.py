@@ -184,7 +184,7 @@ def sample_latents(
     if guided:
         assert uncond is not None
         cond = join(uncond.expand(len(cond)), cond)
-    told = cond.cast(pipe.unet.dtype).arguments
+    told = {**cond.cast(pipe.unet.dtype).arguments, **_embedded_guidance(pipe, contract, len(cond))}
     options: dict[str, Any] = {} if contract.eta is None else {"eta": contract.eta}
     if contract.scheduler != "DDIMScheduler" or contract.eta:
         options["generator"] = image_generators
@@ -197,6 +197,21 @@ def sample_latents(
         x = scheduler.step(eps, t, x, return_dict=False, **options)[0]
     latents: Tensor = x
     return latents
+
+
+def _embedded_guidance(pipe: Pipeline, contract: SamplerContract, batch_size: int) -> dict[str, Tensor]:
+    """What a UNet that embeds guidance is told of it: w = g - 1, as diffusers' pipelines embed it."""
+    if contract.embedded_guidance is None:
+        return {}
+    width = pipe.unet.config.time_cond_proj_dim
+    if width is None:
+        raise InputError(
+            "the sampler contract has embedded_guidance, but this UNet embeds none; drop it, or use the full UNet that "
+            "the contract came with"
+        )
+    w = torch.full((batch_size,), contract.embedded_guidance - 1)
+    embedded = pipe.get_guidance_scale_embedding(w, embedding_dim=width)
+    return {"timestep_cond": embedded.to(pipe.device, pipe.unet.dtype)}
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ class SamplerContract:
     scheduler: a diffusers class name. settings: its config, over the base's own. timesteps: for each supported step
     count the timesteps from noisy to clean; a step count that is not a key is refused. guidance_scale: the usual form
     (0 and 1 mean none). eta: what the scheduler's step takes, or None. lora_scale: how strongly a LoRA is applied.
+    embedded_guidance: for a UNet that is told w, the g = 1 + w it is sampled with, instead of guidance proper.
     """
 
     scheduler: str
@@ -37,6 +38,12 @@ class SamplerContract:
     eta: float | None = None
     lora_scale: float = 1.0
     prediction_type: str = "epsilon"
+    embedded_guidance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.embedded_guidance is not None and self.guidance_scale > 1:
+            raise InputError(f"a sampler contract can't have both guidance_scale {self.guidance_scale:g} and "
+                             f"embedded_guidance {self.embedded_guidance:g}; drop one of them")  # fmt: skip
 
     def require_steps(self, steps: int, model: str) -> None:
         """Raise InputError naming the supported step counts unless ``steps`` is one of them."""
@@ -115,9 +122,13 @@ def euler_trailing(steps: tuple[int, ...]) -> SamplerContract:
     )
 
 
-def lcm(steps: tuple[int, ...]) -> SamplerContract:
-    """LCMScheduler on its 50-point grid: consistency prediction, then re-noising."""
-    return SamplerContract(scheduler="LCMScheduler", timesteps={count: skipping(count) for count in steps})
+def lcm(steps: tuple[int, ...], embedded_guidance: float | None = None) -> SamplerContract:
+    """LCMScheduler on its 50-point grid: consistency prediction, then re-noising; full UNets are told w = g - 1."""
+    return SamplerContract(
+        scheduler="LCMScheduler",
+        timesteps={count: skipping(count) for count in steps},
+        embedded_guidance=embedded_guidance,
+    )
 
 
 def tcd(steps: tuple[int, ...], eta: float = 0.3) -> SamplerContract:

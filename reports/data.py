@@ -41,7 +41,7 @@ class Checkpoint:
 class Model:
     """A model of the run and how it is drawn, everywhere alike.
 
-    is_reference: it shares no step count with another model (the many-step teacher), so it competes with nobody.
+    is_reference: it competes with nobody, as the many-step teacher does (``_references``).
     """
 
     name: str
@@ -208,12 +208,12 @@ def _models(manifest: Mapping[str, Any], images: Sequence[ImageRow]) -> tuple[Mo
         steps[row.model].add(row.steps)
     entries = [entry for entry in manifest["models"] if entry["name"] in steps]
     labels = [entry.get("label") or entry["name"] for entry in entries]
+    references = _references(entries, steps)
     models: list[Model] = []
     num_competing = 0
     for entry, label in zip(entries, labels, strict=True):
         name = entry["name"]
-        shared = any(steps[name] & steps[other["name"]] for other in entries if other is not entry)
-        is_reference = not shared and len(entries) > 1
+        is_reference = name in references
         models.append(
             Model(
                 name=name,
@@ -231,6 +231,15 @@ def _models(manifest: Mapping[str, Any], images: Sequence[ImageRow]) -> tuple[Mo
         )
         num_competing += not is_reference
     return tuple(models)
+
+
+def _references(entries: Sequence[Mapping[str, Any]], steps: Mapping[str, set[int]]) -> set[str]:
+    """Name those who compete with nobody: without a step count in common, or, where nobody has one, the teachers."""
+    names = {str(entry["name"]) for entry in entries}
+    alone = {name for name in names if not any(steps[name] & steps[other] for other in names - {name})}
+    teachers = {str(entry["name"]) for entry in entries if entry.get("family") == "teacher"}
+    references = alone if alone < names else teachers
+    return references if references < names else set()
 
 
 def _checkpoints(by_steps: Mapping[str, Mapping[str, str]]) -> tuple[Checkpoint, ...]:

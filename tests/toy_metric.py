@@ -39,7 +39,8 @@ class Spread:
     def score_group(self, images: Tensor, prompt: str) -> NDArray[np.float64]:
         assert len(images) > 1
         levels: NDArray[np.float64] = images.double().mean((1, 2, 3)).numpy()
-        return np.abs(levels - levels.mean())
+        spread: NDArray[np.float64] = np.abs(levels - levels.mean())
+        return spread
 
 
 @dataclass

@@ -197,14 +197,15 @@ def one_step(
     if roles.feedback is not None:
         judged, seen = roles.feedback.judge(x0, batch.prompts)
         loss, logs = loss + settings.one_step_reward_scale * judged, logs | seen
-    return Losses(loss, {"critic": critic_loss(x0.detach(), batch, roles, rng)}, logs)
+    critic, gap = critic_losses(x0.detach(), batch, roles, rng)
+    return Losses(loss, {"critic": critic}, {**logs, "critic_gap": gap})
 
 
 def practice(batch: Batch, roles: Roles, rng: torch.Generator, *, told: int) -> Losses:
     """One more update of the critic alone."""
     with torch.no_grad():
         x0 = generate(batch, roles, rng, told)
-    return Losses(None, {"critic": critic_loss(x0, batch, roles, rng)})
+    return Losses(None, {"critic": critic_losses(x0, batch, roles, rng)[0]})
 
 
 def generate(batch: Batch, roles: Roles, rng: torch.Generator, told: int) -> Tensor:
@@ -225,12 +226,17 @@ def scores(x: Tensor, batch: Batch, roles: Roles, rng: torch.Generator, g: float
     return roles.schedule.x0(x_t, real, t), roles.schedule.x0(x_t, fake, t)
 
 
-def critic_loss(x: Tensor, batch: Batch, roles: Roles, rng: torch.Generator) -> Tensor:
-    """The diffusion loss of the fake score on the student's samples x: || eps_fake(x_t, t, c) - eps ||^2."""
+def critic_losses(x: Tensor, batch: Batch, roles: Roles, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The critic's diffusion loss on the student's samples x, || eps_fake(x_t, t, c) - eps ||^2; and its lag.
+
+    The lag is (its loss - the teacher's) / the teacher's on the same: above 0 it knows x less than one who never saw it.
+    """
     t = torch.randint(roles.schedule.num_train_timesteps, (len(x),), generator=rng).to(x.device)
     eps = draw_noise(x, rng)
     x_t = roles.schedule.add_noise(x, eps, t)
-    return F.mse_loss(roles.predict("critic", x_t, t, batch.cond, grad=True), eps)
+    loss = F.mse_loss(roles.predict("critic", x_t, t, batch.cond, grad=True), eps)
+    of_teacher = F.mse_loss(roles.predict("teacher", x_t, t, batch.cond), eps)
+    return loss, (loss.detach() - of_teacher) / of_teacher
 
 
 def pure_noise(batch: Batch, rng: torch.Generator) -> Tensor:

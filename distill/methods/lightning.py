@@ -1,29 +1,42 @@
-"""SDXL-Lightning's progressive adversarial distillation (2402.13929) as LoRAs.
+"""SDXL-Lightning's progressive adversarial distillation (2402.13929), as LoRAs or full UNets.
 
-The teacher takes n small DDIM steps from x_t, the student one step over the same span t -> t - ns:
+The teacher takes small DDIM steps from x_t, the student of n steps one over the same span t -> s = t - T/n:
 
-    0.  64 -> 32   MSE; the teacher is the base with guidance, which later stages inherit (section 3.1)
-    then 32 -> 8 -> 4 -> 2 -> 1, the teacher being the student of the step count before, without guidance:
-    a.  MSE                warm-up, ours
-    b.  conditional        real = teacher's x_{t-ns}, fake = student's; D(x_t, x_{t-ns}, t, t-ns, c)   (section 3.2)
-    c.  unconditional      D'(x_{t-ns}, t-ns, c), which removes ghosted double images                  (section 3.4)
+    0.  128 -> 32  MSE; the teacher is the base with guidance, which later stages inherit (section 3.6)
+    then 32 -> 8 -> 4 -> 2 -> 1, the teacher being a student of before, without guidance:
+    -   MSE                warm-up, ours, by default left out
+    a.  conditional        real = teacher's x_s, fake = student's; D(x_t, x_s, t, s, c)               (section 3.2)
+    b.  unconditional      D'(x_s, s, c), which removes ghosted double images                         (section 3.4)
+    c.  full weights       as b, further, by option (``merge``)                                       (section 3.6)
 
-    L_D = -log p_real - log(1 - p_fake),  L_G = -log p_fake      (eqs. 4, 5), a new discriminator for every stage
+    L_D = -log p_real - log(1 - p_fake),  L_G = -log p_fake           a new discriminator for every stage
 
 At t = T the student and its teacher start from sigma_T eps, without the alpha_T z0 that real noise never holds, while
-abar_T stays as it is (section 3.5, flawed schedules): exactly what Euler's trailing schedule feeds at inference.
+abar_T stays as it is (section 3.5, eq. 24, says eps): exactly what Euler's trailing schedule feeds at inference.
 
-Departures: the first stage starts from 64 steps, not 128 (half the teacher's cost, and on a small model DDIM is long
-converged); the warm-up, because without it an adversarial loss at these budgets has nothing to hold on to; no merge
-into the full UNet; and one step stays in eps form, which a LoRA on an eps base needs, where the paper switches to x0.
+Two steps and one are held stable (sections 3.4 and 3.7) by
+    - a skip-level teacher in b and c: the student of 8 steps for 2, of 4 for 1
+    - training at t of {250, 500, 750, 1000}, spans that would pass the clean end stopping there
+    - for one step, noising real and fake x0 with one new eps* to t* of {10, 250, 500, 750} before the discriminator
+      looks (eqs. 25, 26), weights 1:1:1:1 in a, 5:1:1:1 in b and c
+    - for one step, x0 form: L_convert = || f(x_t, t, c) - x0(x_t, eps_frozen(x_t, t, c), t) ||^2 (eq. 29), then a to c,
+      with teachers in their own form; sampled by Euler with prediction type "sample"
+
+Departures: a LoRA of one step stays in eps form, since x0 form is too far from the base for it (the paper publishes
+none); a run trains either LoRAs or full weights throughout, so c is for full UNets alone and merges nothing; the
+teacher's x_s is real for the discriminator, as in the paper, but the student is an EMA when it becomes a teacher and
+when it is exported; weight decay is the preset's; the discriminator's own departures are in its file. The miniature's
+preset starts from 64 steps and warms up by MSE, for reasons given there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from math import lcm
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,8 +46,14 @@ from distill.discriminator import ADAM_BETAS, opponent, play
 from distill.losses import mse
 from distill.presets import LightningSettings, Preset
 from distill.roles import Roles
-from distill.stages import Losses, Stage, draw_noise, split_images
-from hypersd_bench.sampling import euler_trailing, trailing
+from distill.stages import LossFunction, Losses, Stage, draw_noise, split_images
+from hypersd_bench.errors import InputError
+from hypersd_bench.sampling import SamplerContract, euler_trailing, trailing
+
+STABILISED = 2  # steps; students of so few need the help of sections 3.4 and 3.7
+
+Objective = Literal["convert", "mse", "conditional", "unconditional", "full"]
+Before = Literal["previous", "older"]
 
 
 class Span(NamedTuple):
@@ -46,56 +65,110 @@ class Span(NamedTuple):
     stops: Tensor
 
 
+class Part(NamedTuple):
+    """One objective of a step count, and its share of the images."""
+
+    n: int
+    objective: Objective
+    share: float
+
+
 class Lightning:
-    """Progressive distillation over 32, 8, 4, 2 and 1 steps; a LoRA for each of the last four."""
+    """Progressive distillation over 32, 8, 4, 2 and 1 steps; a LoRA or UNet for each of the last four."""
 
     name = "lightning"
 
     def stages(self, preset: Preset) -> tuple[Stage, ...]:
-        """A guided stage, then for each step count an MSE, a conditional and an unconditional stage."""
-        chosen = preset.lightning
-        weights = (chosen.first_share, *chosen.shares * (len(chosen.chain) - 1))
-        shares = iter(split_images(preset.images, preset.batch_size, weights))
-        first = chosen.chain[0]
+        """A guided stage, then for each step count those of its objectives that have a share of the images."""
+        chosen, first = preset.lightning, preset.lightning.chain[0]
+        if chosen.merge and preset.student == "lora":
+            raise InputError("Lightning's merge trains full weights, this run trains a LoRA: --student unet, or no merge")
+        parts = [part for n in chosen.chain[1:] for part in objectives(preset, n)]
+        shares = split_images(preset.images, preset.batch_size, [chosen.first_share, *(part.share for part in parts)])
         guided = Stage(
             name=f"{first}-guided-mse",
-            images=next(shares),
-            learning_rate=preset.learning_rate,
+            images=shares[0],
+            learning_rate=chosen.first_learning_rate or preset.learning_rate,
             contract=euler_trailing((first,)),
             export=f"stages/{self.name}-{first}steps",
             losses=partial(guided_mse, settings=chosen),
         )
-        stages = [guided]
-        for before, n in pairwise(chosen.chain):
-            stages += self._step_count(preset, before, n, shares)
+        stages, before = [guided], None
+        for part, images, after in zip(parts, shares[1:], [*parts[1:], None], strict=True):
+            name = f"{self.name}-{part.n}steps"
+            last = after is None or after.n != part.n
+            stage = _stage(preset, part, images, name if last else f"stages/{name}-{part.objective}")
+            stages.append(replace(stage, new_previous=before is None or before.n != part.n))
+            before = part
         return tuple(stages)
 
-    def _step_count(self, preset: Preset, before: int, n: int, shares: Iterator[int]) -> list[Stage]:
-        """MSE, conditional and unconditional stage of n steps, whose teacher takes ``before``."""
-        name, contract = f"{self.name}-{n}steps", euler_trailing((n,))
-        warm_up = Stage(
-            name=f"{n}-mse",
-            images=next(shares),
-            learning_rate=preset.learning_rate,
-            contract=contract,
-            export=f"stages/{name}-mse",
-            losses=partial(progressive_mse, before=before, n=n),
-            new_previous=True,
-        )
-        players = [
-            Stage(
-                name=f"{n}-{kind}",
-                images=next(shares),
-                learning_rate=preset.adversarial_learning_rate,
-                contract=contract,
-                export=export,
-                losses=partial(adversarial, before=before, n=n),
-                betas=ADAM_BETAS,
-                opponents=(opponent(preset, conditional=kind == "conditional"),),
-            )
-            for kind, export in (("conditional", f"stages/{name}-conditional"), ("unconditional", name))
-        ]
-        return [warm_up, *players]
+
+def objectives(preset: Preset, n: int) -> list[Part]:
+    """What a student of n steps is trained on, in order, without what has no share."""
+    chosen = preset.lightning
+    warm_up, conditional, unconditional = chosen.shares
+    parts = [
+        Part(n, "convert", chosen.convert_share if in_x0_form(preset, n) else 0.0),
+        Part(n, "mse", warm_up),
+        Part(n, "conditional", conditional),
+        Part(n, "unconditional", unconditional),
+        Part(n, "full", chosen.merge_share if chosen.merge else 0.0),
+    ]
+    return [part for part in parts if part.share > 0]
+
+
+def in_x0_form(preset: Preset, n: int) -> bool:
+    """Whether the student of n steps predicts x0: the one-step full UNet."""
+    return n == 1 and preset.student == "unet" and preset.lightning.one_step_x0
+
+
+def _stage(preset: Preset, part: Part, images: int, export: str) -> Stage:
+    chosen, n = preset.lightning, part.n
+    before = chosen.chain[chosen.chain.index(n) - 1]
+    stage = Stage(
+        name=f"{n}-{part.objective}",
+        images=images,
+        learning_rate=preset.learning_rate,
+        contract=_contract(preset, n),
+        export=export,
+        losses=_regression(part.objective, before, n, chosen),
+        prediction_type="sample" if in_x0_form(preset, n) else None,
+    )
+    if part.objective in ("convert", "mse"):
+        return stage
+    own_rate = chosen.unet_learning_rate if preset.student == "unet" else None
+    player = opponent(preset, conditional=part.objective == "conditional")
+    skipping_level = part.objective != "conditional" and _has_skip_level(chosen, n)
+    level = chosen.chain[chosen.chain.index(n) - 2] if skipping_level else before
+    weights = chosen.conditional_weights if part.objective == "conditional" else chosen.unconditional_weights
+    losses = partial(
+        adversarial, before=level, n=n, settings=chosen, teacher="older" if skipping_level else "previous",
+        noise_weights=weights if n == 1 else None,
+    )  # fmt: skip
+    return replace(
+        stage,
+        learning_rate=own_rate or preset.adversarial_learning_rate,
+        losses=losses,
+        betas=ADAM_BETAS,
+        opponents=(replace(player, learning_rate=own_rate or player.learning_rate),),
+        older=skipping_level,
+    )
+
+
+def _contract(preset: Preset, n: int) -> SamplerContract:
+    """Euler, trailing; the x0 form says so."""
+    contract = euler_trailing((n,))
+    return replace(contract, prediction_type="sample") if in_x0_form(preset, n) else contract
+
+
+def _regression(objective: Objective, before: int, n: int, settings: LightningSettings) -> LossFunction:
+    loss: Callable[..., Losses] = convert if objective == "convert" else progressive_mse
+    return partial(loss, before=before, n=n, settings=settings)
+
+
+def _has_skip_level(settings: LightningSettings, n: int) -> bool:
+    """Whether two students came before the one of n steps, and its objective should look past the last."""
+    return settings.skip_level and n <= STABILISED and settings.chain.index(n) >= 2
 
 
 def guided_mse(batch: Batch, roles: Roles, rng: torch.Generator, *, settings: LightningSettings) -> Losses:
@@ -105,28 +178,64 @@ def guided_mse(batch: Batch, roles: Roles, rng: torch.Generator, *, settings: Li
     return Losses(mse(student_step(batch, roles, span), target))
 
 
-def progressive_mse(batch: Batch, roles: Roles, rng: torch.Generator, *, before: int, n: int) -> Losses:
+def progressive_mse(
+    batch: Batch, roles: Roles, rng: torch.Generator, *, before: int, n: int, settings: LightningSettings
+) -> Losses:
     """The warm-up of a step count: the previous student's steps in one, by MSE."""
-    span = draw_span(batch, roles, rng, before, n)
-    target = walk(batch, roles, span)
-    return Losses(mse(student_step(batch, roles, span), target))
+    span = draw_span(batch, roles, rng, before, n, settings.train_points)
+    return Losses(mse(student_step(batch, roles, span), walk(batch, roles, span)))
 
 
-def adversarial(batch: Batch, roles: Roles, rng: torch.Generator, *, before: int, n: int) -> Losses:
-    """Both players' losses of one batch, from one student forward."""
-    span = draw_span(batch, roles, rng, before, n)
-    match = play(
-        roles, walk(batch, roles, span), student_step(batch, roles, span), span.s, batch.cond, origin=(span.x, span.t)
-    )
+def convert(
+    batch: Batch, roles: Roles, rng: torch.Generator, *, before: int, n: int, settings: LightningSettings
+) -> Losses:
+    """The switch to x0 form: the student's x0 to what the previous student's eps implies (eq. 29)."""
+    span = draw_span(batch, roles, rng, before, n, settings.train_points)
+    x0_frozen = roles.schedule.x0(span.x, roles.predict("previous", span.x, span.t, batch.cond), span.t)
+    x0_student = roles.schedule.x0(span.x, roles.predict("student", span.x, span.t, batch.cond), span.t)
+    return Losses(mse(x0_student, x0_frozen))
+
+
+def adversarial(
+    batch: Batch, roles: Roles, rng: torch.Generator, *, before: int, n: int, settings: LightningSettings,
+    teacher: Before = "previous", noise_weights: tuple[float, ...] | None = None,
+) -> Losses:  # fmt: skip
+    """Both players' losses of one batch, from one student forward.
+
+    before: steps of ``teacher``. noise_weights: of t*, where the discriminator is to see noised latents.
+    """
+    span = draw_span(batch, roles, rng, before, n, settings.train_points)
+    real, fake, s = walk(batch, roles, span, teacher=teacher), student_step(batch, roles, span), span.s
+    if noise_weights is not None:
+        s = draw_noise_level(len(batch), settings.discriminator_timesteps, noise_weights, rng).to(s.device)
+        eps = draw_noise(real, rng)
+        real, fake = (roles.schedule.add_noise(x, eps, s) for x in (real, fake))
+    match = play(roles, real, fake, s, batch.cond, origin=(span.x, span.t))
     return Losses(match.generator, {"discriminator": match.discriminator}, match.logs)
 
 
-def draw_span(batch: Batch, roles: Roles, rng: torch.Generator, before: int, n: int) -> Span:
-    """Draw one of the n spans of the student for every image, with the before/n steps of its teacher inside."""
-    edges = torch.tensor([*trailing(before), -1])  # -1 is the clean end
-    per_span = before // n
-    first = torch.randint(n, (len(batch),), generator=rng) * per_span
-    stops = edges[first[:, None] + torch.arange(per_span + 1)].to(batch.latents.device)
+def draw_noise_level(
+    batch_size: int, timesteps: tuple[int, ...], weights: tuple[float, ...], rng: torch.Generator
+) -> Tensor:
+    """Draw t* from timesteps by weight: (B,) int64."""
+    index = torch.multinomial(torch.tensor(weights), batch_size, replacement=True, generator=rng)
+    return torch.tensor(timesteps)[index]
+
+
+def draw_span(
+    batch: Batch, roles: Roles, rng: torch.Generator, before: int, n: int, train_points: int = 1
+) -> Span:
+    """Draw a span of the student of n steps for every image, with the ``before`` / n steps of its teacher inside.
+
+    Spans start at the n timesteps of inference; of fewer than ``train_points`` steps, at so many timesteps. What would
+    lie past the clean end, -1, is the clean end.
+    """
+    starts = max(n, train_points)
+    grid = lcm(before, starts)  # so fine that it holds the student's starts and the teacher's steps
+    edges = torch.tensor([*trailing(grid), -1])
+    first = torch.randint(starts, (len(batch),), generator=rng) * (grid // starts)
+    places = first[:, None] + torch.arange(before // n + 1) * (grid // before)
+    stops = edges[places.clamp(max=grid)].to(batch.latents.device)
     t = stops[:, 0]
     eps = draw_noise(batch.latents, rng)
     pure = (t == roles.schedule.num_train_timesteps - 1).reshape(-1, 1, 1, 1)
@@ -135,16 +244,18 @@ def draw_span(batch: Batch, roles: Roles, rng: torch.Generator, before: int, n: 
 
 
 @torch.no_grad()
-def walk(batch: Batch, roles: Roles, span: Span, g: Tensor | None = None) -> Tensor:
-    """Where the teacher's small steps lead: the base's with guidance g (B,), or without it the previous student's."""
+def walk(batch: Batch, roles: Roles, span: Span, g: Tensor | None = None, teacher: Before = "previous") -> Tensor:
+    """Where the teacher's small steps lead: the base's with guidance g (B,), or without it a frozen student's."""
     x = span.x
-    for i in range(span.stops.shape[1] - 1):
-        t, s = span.stops[:, i], span.stops[:, i + 1]
+    for t, s in pairwise(span.stops.unbind(1)):
+        moving, t = t > s, t.clamp(min=0)  # who has arrived at the clean end stays
+        if not bool(moving.any()):
+            break
         if g is None:
-            eps = roles.predict("previous", x, t, batch.cond)
+            eps = roles.predict(teacher, x, t, batch.cond)
         else:
             eps = roles.guided(x, t, batch.cond, batch.uncond, g)
-        x = roles.schedule.ddim(x, eps, t, s)
+        x = torch.where(moving.reshape(-1, 1, 1, 1), roles.schedule.ddim(x, eps, t, s), x)
     return x
 
 

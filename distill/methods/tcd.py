@@ -1,11 +1,15 @@
-"""Trajectory consistency distillation, TCD (2402.19159), as a LoRA.
+"""Trajectory consistency distillation, TCD (2402.19159), as a LoRA or a full UNet.
 
     t' = max(t - 20, 0) on the grid 19, 39, ..., 999;  x' = DDIM(x_t, eps_tea(x_t, t, c; g), t -> t')
     s  ~ U of 0 and the grid's points not above t'
     L  = || DDIM(x_t, eps_student(x_t, t, c), t -> s) - stopgrad DDIM(x', eps_ema(x', t', c), t' -> s) ||^2
 
-The network is not told s (the paper's TCF without it is the best of its table). gamma belongs to sampling alone. This
-is Hyper-SD's first idea without its segments: s may lie anywhere below t'.
+The network is not told s (the paper's TCF without it is the best of its table). gamma belongs to sampling alone, where
+it is the scheduler's eta. This is Hyper-SD's first idea without its segments: s may lie anywhere below t'.
+
+Departures: g is drawn from the preset's range, so that all methods share a teacher (the paper's w in [2, 14] is
+g in [3, 15], the range of the large presets); the student is a LoRA of the preset's rank; and the paper's learning rate
+was not found, so the large presets take that of its community code.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ STEPS = (1, 2, 4, 8)
 
 
 class TCD:
-    """One stage, one LoRA for 1 to 8 steps."""
+    """One stage, one LoRA or UNet for 1 to 8 steps."""
 
     name = "tcd"
 
@@ -37,7 +41,7 @@ class TCD:
             Stage(
                 name="trajectory-consistency",
                 images=preset.images,
-                learning_rate=preset.learning_rate,
+                learning_rate=preset.tcd.learning_rate or preset.learning_rate,
                 contract=tcd(STEPS, eta=preset.tcd.eta),
                 export=self.name,
                 losses=partial(trajectory_consistency, guidance=preset.guidance, settings=preset.tcd),

@@ -279,6 +279,8 @@ def _differing(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 
 def _difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     def show(value: Any) -> str:
+        if value is None:
+            return "unset"
         return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
 
     names = _differing(stored, wanted)

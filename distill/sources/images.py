@@ -21,7 +21,9 @@ def size_of(data: bytes | BinaryIO | Path) -> tuple[int, int]:
     """Width and height of a stored picture as it is to be seen, from its header alone; raises SampleError."""
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+            # to look for one behind the pixels, as a PNG may have it, would decode them all
+            silent = image.format == "PNG" and "exif" not in image.info
+            turned = not silent and image.getexif().get(ExifTags.Base.Orientation) in _TURNED
             width, height = image.size
     except _PIL_ERRORS as error:
         raise SampleError(f"unreadable image: {_reason(error)}") from error

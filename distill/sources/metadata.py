@@ -19,8 +19,12 @@ AESTHETIC = ("aesthetic", "aesthetic_score", "aesthetics_score", "aesthetic_scor
 
 
 def named(fields: Iterable[str], names: Iterable[str]) -> str | None:
-    """The field that carries one of ``names``, whatever its case; earlier names win."""
-    spelled = {field.lower(): field for field in fields}
+    """The field that carries one of ``names``, whatever its case; earlier names win.
+
+    Of two cases of one name the lower wins: beside LAION's WIDTH of the image on the web, img2dataset's width is that
+    of the image stored.
+    """
+    spelled = {field.lower(): field for field in sorted(fields)}
     return next((spelled[name] for name in names if name in spelled), None)
 
 

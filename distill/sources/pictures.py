@@ -143,6 +143,8 @@ class PictureData:
         with self._lock:
             broken, blurred = sorted(self.broken.items()), list(self._blurred.values())
         decoded = {name: blurred.count(name) for name in sorted(set(blurred))}
+        if self.has_images and self._settings.filters.min_sharpness is not None:
+            decoded.setdefault("min_sharpness", 0)
         filtered = {name: self._filtered.get(name, 0) + decoded.get(name, 0) for name in {**self._filtered, **decoded}}
         total = len(self.source.catalogue)
         return {
@@ -261,7 +263,6 @@ class PictureData:
     def _open_latents(self, cache: Path | None) -> LatentCache:
         settings = self._settings
         assert cache is not None, "a cache needs a folder"
-        filters = asdict(settings.filters)
         identity = {
             "autoencoder": self._encoder.image_hash,
             "source": self.source.fingerprint,
@@ -269,7 +270,7 @@ class PictureData:
             "bucket step": 0 if settings.square else settings.bucket_step,
             "smallest bucket": 0 if settings.square else settings.smallest_bucket,
             "crop": settings.crop if settings.crop == "center" else f"{settings.crop} by seed {settings.seed}",
-            "filters": filters,
+            **{name.replace("_", " "): value for name, value in asdict(settings.filters).items()},
             "precision": settings.cache_precision,
         }
         folder = CacheFolder(cache, "latents", identity)

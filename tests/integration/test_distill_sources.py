@@ -19,7 +19,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from safetensors.torch import load_file
 
-from distill.batch import Batch
+from distill.batch import Batch, Condition
 from distill.data import batch_indices
 from distill.sources.cache import CacheFolder
 from distill.sources.encoding import Encoder
@@ -33,7 +33,7 @@ from distill.sources.scenes import SceneData
 from distill.sources.sizes import EncodedShape, predicted_bytes
 from distill.sources.webdataset import TarShards
 from hypersd_bench.errors import InputError
-from hypersd_bench.pipelines import Pipeline, load_base
+from hypersd_bench.pipelines import load_base
 from hypersd_bench.pocket.scenes import CONCEPT_NAMES, render, sample_scene
 from tests.tiny_base import make_tiny_base
 from tests.tiny_sdxl import make_tiny_sdxl
@@ -49,12 +49,12 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module", params=["sd", "sdxl"])
-def pipe(request: pytest.FixtureRequest, bases: dict[str, Path]) -> Pipeline:
+def pipe(request: pytest.FixtureRequest, bases: dict[str, Path]) -> Any:
     return load_base(str(bases[request.param]))
 
 
 @pytest.fixture(scope="module")
-def sdxl(bases: dict[str, Path]) -> Pipeline:
+def sdxl(bases: dict[str, Path]) -> Any:
     return load_base(str(bases["sdxl"]))
 
 
@@ -87,7 +87,7 @@ def settings(folder: Path, **options: Any) -> DataSettings:
     return DataSettings(**{"source": str(folder), "bucket_step": 16, "smallest_bucket": 4, "seed": 1, **options})
 
 
-def data_of(pipe: Pipeline, asked: DataSettings, cache: Path) -> PictureData:
+def data_of(pipe: Any, asked: DataSettings, cache: Path) -> PictureData:
     data = open_data(asked, pipe, cache)
     assert isinstance(data, PictureData)
     return data
@@ -105,7 +105,7 @@ def same(a: Batch, b: Batch) -> bool:
 # encoding
 
 
-def test_prompts_are_encoded_as_the_pipeline_does_to_the_bit(pipe: Pipeline) -> None:
+def test_prompts_are_encoded_as_the_pipeline_does_to_the_bit(pipe: Any) -> None:
     encoder = Encoder(pipe)
     texts = ["a fox on a green background", "a pizza", "a fox left of a pizza on a pink background"]
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_prompts_are_encoded_as_the_pipeline_does_to_the_bit(pipe: Pipeline) -> 
     assert torch.equal(encoder.prompts([texts[1]] * 3).text[2], encoder.prompts([texts[1]]).text[0])
 
 
-def test_latents_are_the_posterior_mean_as_diffusers_prepares_it(pipe: Pipeline) -> None:
+def test_latents_are_the_posterior_mean_as_diffusers_prepares_it(pipe: Any) -> None:
     picture = Image.open(io.BytesIO(png((64, 64), 5)))
     x = VaeImageProcessor(vae_scale_factor=8).preprocess(picture)
     expected = pipe.vae.encode(x).latent_dist.mean * pipe.vae.config.scaling_factor
@@ -134,7 +134,7 @@ def test_latents_are_the_posterior_mean_as_diffusers_prepares_it(pipe: Pipeline)
 
 
 def test_latents_follow_a_configured_mean_and_deviation(bases: dict[str, Path]) -> None:
-    pipe = load_base(str(bases["sdxl"]))
+    pipe: Any = load_base(str(bases["sdxl"]))
     pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(png((64, 64), 5)))))[None]
     plain = Encoder(pipe).latents(pixels) / pipe.vae.config.scaling_factor
     mean, std = [0.1, -0.2, 0.3, 0.0], [1.0, 2.0, 3.0, 4.0]
@@ -146,7 +146,7 @@ def test_latents_follow_a_configured_mean_and_deviation(bases: dict[str, Path]) 
 
 
 def test_a_vae_that_overflows_is_kept_in_float32(bases: dict[str, Path]) -> None:
-    pipe = load_base(str(bases["sdxl"]), dtype=torch.float16)
+    pipe: Any = load_base(str(bases["sdxl"]), dtype=torch.float16)
     pipe.vae.to(torch.float16)
     Encoder(pipe)
     assert pipe.vae.dtype == torch.float32
@@ -155,7 +155,7 @@ def test_a_vae_that_overflows_is_kept_in_float32(bases: dict[str, Path]) -> None
     assert Encoder(pipe).pipe.vae.dtype == torch.float16
 
 
-def test_prompts_over_the_token_limit_are_counted(pipe: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
+def test_prompts_over_the_token_limit_are_counted(pipe: Any, caplog: pytest.LogCaptureFixture) -> None:
     encoder = Encoder(pipe)
     encoder.prompts(["a fox", "a fox left of " * 9, "a fox left of " * 9, "mushroom " * 14])
     assert encoder.too_long == {"a fox left of " * 9}  # 14 words, start and end just fit
@@ -165,7 +165,7 @@ def test_prompts_over_the_token_limit_are_counted(pipe: Pipeline, caplog: pytest
 # the miniature's scenes
 
 
-def test_scenes_are_drawn_in_the_order_of_old(pipe: Pipeline, tmp_path: Path) -> None:
+def test_scenes_are_drawn_in_the_order_of_old(pipe: Any, tmp_path: Path) -> None:
     data = open_data(DataSettings(scenes=12, seed=5), pipe, tmp_path)
     assert isinstance(data, SceneData)
     batch = data.batch(10, 6)
@@ -181,7 +181,7 @@ def test_scenes_are_drawn_in_the_order_of_old(pipe: Pipeline, tmp_path: Path) ->
     assert data.report()["total"] == 12
 
 
-def test_scenes_have_exact_instances(pipe: Pipeline, tmp_path: Path) -> None:
+def test_scenes_have_exact_instances(pipe: Any, tmp_path: Path) -> None:
     data = open_data(DataSettings(scenes=12), pipe, tmp_path)
     batch = data.batch(0, 12)
     assert batch.instances is not None
@@ -199,18 +199,18 @@ def test_scenes_have_exact_instances(pipe: Pipeline, tmp_path: Path) -> None:
             assert mask[:, x2 - 1].any()
 
 
-def test_scenes_as_a_source_equal_scenes_encoded_once(sdxl: Pipeline, tmp_path: Path) -> None:
+def test_scenes_as_a_source_equal_scenes_encoded_once(sdxl: Any, tmp_path: Path) -> None:
     pool = open_data(DataSettings(scenes=8, seed=2), sdxl, tmp_path)
     drawn = PictureData(open_source("scenes", scenes=8), Encoder(sdxl), DataSettings(seed=2, square=True))
     a, b = pool.batch(3, 4), drawn.batch(3, 4)
     assert a.ids == b.ids
-    torch.testing.assert_close(a.latents, b.latents, atol=1e-3, rtol=1e-2)
+    torch.testing.assert_close(a.latents, b.latents, atol=1e-2, rtol=1e-2)  # the pool is kept in fp16
 
 
 # pictures
 
 
-def test_any_position_in_any_order_gives_the_same_batch(pipe: Pipeline, tmp_path: Path) -> None:
+def test_any_position_in_any_order_gives_the_same_batch(pipe: Any, tmp_path: Path) -> None:
     asked = settings(write_folder(tmp_path / "data"), crop="random")
     first = data_of(pipe, asked, tmp_path)
     batches = [first.batch(position, 4) for position in range(0, 64, 4)]
@@ -220,7 +220,7 @@ def test_any_position_in_any_order_gives_the_same_batch(pipe: Pipeline, tmp_path
     assert not same(data_of(pipe, replace(asked, seed=2), tmp_path).batch(0, 4), batches[0])
 
 
-def test_an_epoch_holds_every_picture_and_batches_one_shape(sdxl: Pipeline, tmp_path: Path) -> None:
+def test_an_epoch_holds_every_picture_and_batches_one_shape(sdxl: Any, tmp_path: Path) -> None:
     data = data_of(sdxl, settings(write_folder(tmp_path / "data")), tmp_path)
     counts = data.report()["buckets"]
     assert sum(counts.values()) == 30
@@ -240,7 +240,7 @@ def test_an_epoch_holds_every_picture_and_batches_one_shape(sdxl: Pipeline, tmp_
     assert set(seen.values()) <= {epochs, epochs - 1}
 
 
-def test_time_ids_have_the_pipeline_s_order(sdxl: Pipeline, tmp_path: Path) -> None:
+def test_time_ids_have_the_pipeline_s_order(sdxl: Any, tmp_path: Path) -> None:
     data = data_of(sdxl, settings(write_folder(tmp_path / "data", 5), square=True), tmp_path)
     batch = data.batch(0, 5)
     assert batch.cond.time_ids is not None
@@ -253,7 +253,7 @@ def test_time_ids_have_the_pipeline_s_order(sdxl: Pipeline, tmp_path: Path) -> N
     sdxl.unet(batch.latents, 5, **batch.cond.arguments)  # and the UNet takes it
 
 
-def test_broken_pictures_are_replaced_counted_and_listed(pipe: Pipeline, tmp_path: Path) -> None:
+def test_broken_pictures_are_replaced_counted_and_listed(pipe: Any, tmp_path: Path) -> None:
     def spoil(i: int, record: dict[str, Any]) -> None:
         if i == 3:
             record["bytes"] = record["bytes"][:400]  # its header is whole
@@ -284,7 +284,7 @@ def test_broken_pictures_are_replaced_counted_and_listed(pipe: Pipeline, tmp_pat
     assert ids == again[::-1]
 
 
-def test_too_many_broken_pictures_stop_it(pipe: Pipeline, tmp_path: Path) -> None:
+def test_too_many_broken_pictures_stop_it(pipe: Any, tmp_path: Path) -> None:
     def spoil(i: int, record: dict[str, Any]) -> None:
         if i in (3, 4):
             record["bytes"] = record["bytes"][:400]
@@ -303,13 +303,13 @@ def test_too_many_broken_pictures_stop_it(pipe: Pipeline, tmp_path: Path) -> Non
         data_of(pipe, settings(one_is_fine, square=True, max_broken=0), tmp_path)
 
 
-def test_no_captions_at_all_is_an_error(pipe: Pipeline, tmp_path: Path) -> None:
+def test_no_captions_at_all_is_an_error(pipe: Any, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "data", change=lambda i, record: record.pop("text"))
     with pytest.raises(InputError, match=r"none of the 30 samples has a caption; .*caption_column"):
         data_of(pipe, settings(folder), tmp_path)
 
 
-def test_filters_take_and_count(pipe: Pipeline, tmp_path: Path) -> None:
+def test_filters_take_and_count(pipe: Any, tmp_path: Path) -> None:
     def change(i: int, record: dict[str, Any]) -> None:
         record["aesthetic"] = 6.0 if i >= 5 else 5.0
         if i in (12, 17):  # 64x64
@@ -326,14 +326,14 @@ def test_filters_take_and_count(pipe: Pipeline, tmp_path: Path) -> None:
     # 60 px: 18 of 30 pictures, of which 3 go by the later filter too; 7 says 64 px and has 32
     assert report["filtered"] == {"min_side": 19, "no_aesthetic_score": 0, "min_aesthetic": 2, "min_sharpness": 2}
     assert report["used"] == len(used) == 30 - 19 - 2 - 2
-    with pytest.raises(InputError, match="no sample is left of 30 .min_side takes 30"):
+    with pytest.raises(InputError, match=r"no sample is left of 30 \(min_side takes 30\)"):
         data_of(pipe, settings(folder, filters=Filters(min_side=500)), tmp_path)
     blurred = settings(folder, square=True, filters=Filters(min_sharpness=1e9))
     with pytest.raises(InputError, match="no usable image is left in bucket 64x64"):
         data_of(pipe, blurred, tmp_path).batch(0, 4)
 
 
-def test_objects_are_cut_with_their_picture(pipe: Pipeline, tmp_path: Path) -> None:
+def test_objects_are_cut_with_their_picture(pipe: Any, tmp_path: Path) -> None:
     def add(i: int, record: dict[str, Any]) -> None:
         width, height = SIZES[i % len(SIZES)]
         middle = [width / 2 - 20, height / 2 - 10, width / 2 + 20, height / 2 - 10,
@@ -355,7 +355,7 @@ def test_objects_are_cut_with_their_picture(pipe: Pipeline, tmp_path: Path) -> N
         scale = 64 / min(width, height)
         half_width, half_height = min(20 * scale, 32), 10 * scale
         assert found.labels[0] == 17
-        assert (3 in found.labels) == (width == height)  # the corner is cut off where the picture is not square
+        assert (3 in found.labels) == (abs(width - height) < 5)  # else that corner is cut off
         box = [32 - half_width, 32 - half_height, 32 + half_width, 32 + half_height]
         assert found.boxes[0].tolist() == pytest.approx(box, abs=1.6)
         assert found.masks.shape[1:] == (64, 64)
@@ -382,7 +382,7 @@ def sample(i: int, **record: Any) -> dict[str, bytes]:
     return {"png": png(size, i), "txt": record["caption"].encode(), "json": json.dumps(record).encode()}
 
 
-def test_shards_by_pattern_are_read_at_their_offsets(sdxl: Pipeline, tmp_path: Path) -> None:
+def test_shards_by_pattern_are_read_at_their_offsets(sdxl: Any, tmp_path: Path) -> None:
     for k in range(3):
         write_shard(
             tmp_path / f"shards/{k:03d}.tar", [sample(i, AESTHETIC_SCORE=i / 2) for i in range(8 * k, 8 * k + 8)]
@@ -405,7 +405,7 @@ def test_shards_by_pattern_are_read_at_their_offsets(sdxl: Pipeline, tmp_path: P
 def test_a_shard_s_index_is_made_once_and_anew_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from distill.sources import webdataset
 
-    shard = write_shard(tmp_path / "a.tar", [sample(i) for i in range(3)])
+    shard = write_shard(tmp_path / "a.tar", [sample(i, aesthetic=5) for i in range(3)])
     first = TarShards(str(shard), tmp_path / "cache")
     with monkeypatch.context() as patch:
         patch.setattr(webdataset, "_index", lambda *_: pytest.fail("indexed again"))
@@ -472,7 +472,7 @@ def test_missing_and_foreign_shards_are_named(tmp_path: Path) -> None:
 # other sources
 
 
-def test_hugging_face_folders(sdxl: Pipeline, tmp_path: Path) -> None:
+def test_hugging_face_folders(sdxl: Any, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = {
         "picture": [{"bytes": png(SIZES[i % 5], i), "path": None} for i in range(10)],
@@ -493,7 +493,7 @@ def test_hugging_face_folders(sdxl: Pipeline, tmp_path: Path) -> None:
         assert [(row.width, row.height) for row in source.catalogue] == [SIZES[i % 5] for i in range(10)]
         assert (np.asarray(source.image(3)) == np.asarray(Image.open(io.BytesIO(png(SIZES[3], 3))))).all()
         assert open_source(name, image_column="picture").fingerprint == source.fingerprint
-        with pytest.raises(InputError, match="unknown image column 'pictur'.*did you mean 'picture'"):
+        with pytest.raises(InputError, match=r"unknown image column 'pictur'.*did you mean 'picture'"):
             open_source(name, image_column="pictur")
     assert not open_source(name).has_images  # no column of a usual name: its captions are prompts
     data = data_of(sdxl, settings(Path(name), image_column="picture"), tmp_path)
@@ -506,7 +506,7 @@ def test_a_hub_id_without_the_extra_names_the_remedy(monkeypatch: pytest.MonkeyP
         open_source("someone/something")
 
 
-def test_prompts_alone(pipe: Pipeline, tmp_path: Path) -> None:
+def test_prompts_alone(pipe: Any, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a fox\na pizza\n\na panda\n")
     data = data_of(pipe, settings(tmp_path / "prompts.txt", cache_prompts=True), tmp_path)
     assert not data.has_images
@@ -536,7 +536,7 @@ def test_what_is_no_source_is_said(name: str, message: str, tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(not PACKS.is_dir(), reason="the photographs lie beside a full checkout only")
-def test_real_photographs(sdxl: Pipeline, tmp_path: Path) -> None:
+def test_real_photographs(sdxl: Any, tmp_path: Path) -> None:
     with tarfile.open(PACKS / "clothing64_cc0.tar") as pack:
         content = pack.extractfile("captions.json")
         assert content is not None
@@ -544,7 +544,7 @@ def test_real_photographs(sdxl: Pipeline, tmp_path: Path) -> None:
         photos = [pack.extractfile(f"{i:06d}.webp").read() for i in range(40)]  # type: ignore[union-attr]
     shard = [{"webp": photo, "txt": text.encode()} for photo, text in zip(photos, captions, strict=True)]
     write_shard(tmp_path / "0.tar", shard)
-    asked = settings(tmp_path / "0.tar", square=True, filters=Filters(min_side=64, min_sharpness=400))
+    asked = settings(tmp_path / "0.tar", square=True, filters=Filters(min_side=64, min_sharpness=1000))
     data = data_of(sdxl, asked, tmp_path)
     seen = {name for position in range(0, 80, 8) for name in data.batch(position, 8).ids}
     report = data.report()
@@ -556,7 +556,7 @@ def test_real_photographs(sdxl: Pipeline, tmp_path: Path) -> None:
 # caches
 
 
-def test_cached_data_are_the_same_data(pipe: Pipeline, tmp_path: Path) -> None:
+def test_cached_data_are_the_same_data(pipe: Any, tmp_path: Path) -> None:
     def spoil(i: int, record: dict[str, Any]) -> None:
         if i == 3:
             record["bytes"] = record["bytes"][:400]
@@ -582,7 +582,7 @@ def test_cached_data_are_the_same_data(pipe: Pipeline, tmp_path: Path) -> None:
         assert same(y, again.batch(position, 4))
 
 
-def test_predicted_sizes_are_the_real_ones(pipe: Pipeline, bases: dict[str, Path], tmp_path: Path) -> None:
+def test_predicted_sizes_are_the_real_ones(pipe: Any, bases: dict[str, Path], tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "data", 300, change=lambda i, record: record.update(text=f"a fox {i}"))
     data_of(pipe, settings(folder, square=True, cache_latents=True, cache_prompts=True), tmp_path / "cache")
     shape = EncodedShape.of_folder(bases["sdxl" if Encoder(pipe).sdxl else "sd"])
@@ -596,12 +596,12 @@ def test_predicted_sizes_are_the_real_ones(pipe: Pipeline, bases: dict[str, Path
     ("options", "reason"),
     [
         ({"resolution": 128}, "its resolution is 64, not 128"),
-        ({"filters": Filters(min_side=60)}, "its filters is .*'min_side': None.* not .*'min_side': 60"),
+        ({"filters": Filters(min_side=60)}, "its min side is unset, not 60"),
         ({"cache_precision": "fp16"}, "its precision is bf16, not fp16"),
     ],
 )
 def test_a_stale_cache_is_refused_with_the_reason(
-    sdxl: Pipeline, tmp_path: Path, options: dict[str, Any], reason: str
+    sdxl: Any, tmp_path: Path, options: dict[str, Any], reason: str
 ) -> None:
     asked = settings(write_folder(tmp_path / "data", 5), square=True, cache_latents=True)
     data_of(sdxl, asked, tmp_path / "cache")
@@ -611,24 +611,24 @@ def test_a_stale_cache_is_refused_with_the_reason(
 
 
 def test_a_cache_of_another_model_or_other_data_is_refused(bases: dict[str, Path], tmp_path: Path) -> None:
-    pipe = load_base(str(bases["sdxl"]))
+    pipe: Any = load_base(str(bases["sdxl"]))
     folder = write_folder(tmp_path / "data", 5)
     asked = settings(folder, square=True, cache_latents=True, cache_prompts=True)
     data_of(pipe, asked, tmp_path / "cache")
     with torch.no_grad():
         pipe.text_encoder_2.text_projection.weight[0, 0] += 1
-    with pytest.raises(InputError, match="prompts cache in .* is stale: its text encoders is"):
+    with pytest.raises(InputError, match=r"prompts cache in .* is stale: its text encoders is"):
         data_of(pipe, asked, tmp_path / "cache")
     with torch.no_grad():
         next(pipe.vae.parameters()).view(-1)[0] += 1
-    with pytest.raises(InputError, match="latents cache in .* is stale: its autoencoder is"):
+    with pytest.raises(InputError, match=r"latents cache in .* is stale: its autoencoder is"):
         data_of(pipe, asked, tmp_path / "cache")
     write_folder(folder, 6)
     with pytest.raises(InputError, match="its source is"):
         data_of(load_base(str(bases["sdxl"])), asked, tmp_path / "cache")
 
 
-def test_a_build_that_was_stopped_goes_on(sdxl: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_was_stopped_goes_on(sdxl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = settings(write_folder(tmp_path / "data"), cache_latents=True, workers=1)
     whole = data_of(sdxl, asked, tmp_path / "whole")
     decoded: list[int] = []
@@ -646,7 +646,12 @@ def test_a_build_that_was_stopped_goes_on(sdxl: Pipeline, tmp_path: Path, monkey
     done = {int(i) for path in (tmp_path / "cache").glob("*/*.safetensors") for i in load_file(path)["index"]}
     assert 0 < len(done) < 17
     first, decoded[:] = set(decoded), []
-    monkeypatch.setattr(ImageFolder, "image", lambda self, index: decoded.append(index) or image(self, index))
+
+    def noting(self: ImageFolder, index: int) -> Image.Image:
+        decoded.append(index)
+        return image(self, index)
+
+    monkeypatch.setattr(ImageFolder, "image", noting)
     resumed = data_of(sdxl, asked, tmp_path / "cache")
     assert set(decoded) == set(range(30)) - done
     assert first >= done
@@ -683,17 +688,18 @@ class Recorded:
         self.threads.add(threading.get_ident())
         return Loaded([str(position + i) for i in range(size)], [""] * size, torch.zeros(size, 6))
 
-    def finish(self, loaded: Loaded) -> Any:
-        return loaded.ids
+    def finish(self, loaded: Loaded) -> Batch:
+        nothing = Condition(torch.zeros(1, 1, 1))
+        return Batch(None, nothing, nothing, loaded.prompts, loaded.ids, self.latent_shape)
 
-    def batch(self, position: int, size: int) -> Any:
+    def batch(self, position: int, size: int) -> Batch:
         return self.finish(self.load(position, size))
 
     def report(self) -> dict[str, Any]:
         return {}
 
 
-def test_prefetching_changes_nothing(pipe: Pipeline, tmp_path: Path) -> None:
+def test_prefetching_changes_nothing(pipe: Any, tmp_path: Path) -> None:
     data = data_of(pipe, settings(write_folder(tmp_path / "data"), crop="random"), tmp_path)
     with Prefetch(data, ahead=3) as ahead:
         assert ahead.latent_shape == data.latent_shape
@@ -706,11 +712,11 @@ def test_the_next_batches_are_ready_before_they_are_asked_for() -> None:
     data = Recorded()
     with Prefetch(data, ahead=2) as ahead:
         for position in (0, 8, 16):  # the first of two processes
-            assert ahead.batch(position, 4) == [str(position + i) for i in range(4)]
+            assert ahead.batch(position, 4).ids == [str(position + i) for i in range(4)]
         ahead._pending[32, 4].result(timeout=10)
         assert {24, 32} <= set(data.loaded)
         loaded = len(data.loaded)
-        assert ahead.batch(24, 4)[0] == "24"
+        assert ahead.batch(24, 4).ids[0] == "24"
         assert data.loaded[:loaded].count(24) == 1
         assert data.loaded.count(24) == 1
     assert threading.get_ident() not in data.threads
@@ -719,9 +725,9 @@ def test_the_next_batches_are_ready_before_they_are_asked_for() -> None:
 def test_an_error_is_raised_at_its_own_step_and_the_thread_ends() -> None:
     before = threading.active_count()
     with Prefetch(Recorded(broken_at=8), ahead=3) as ahead:
-        assert ahead.batch(0, 4)[0] == "0"
-        assert ahead.batch(4, 4)[0] == "4"
+        assert ahead.batch(0, 4).ids[0] == "0"
+        assert ahead.batch(4, 4).ids[0] == "4"
         with pytest.raises(InputError, match="broken at 8"):
             ahead.batch(8, 4)
-        assert ahead.batch(12, 4)[0] == "12"
+        assert ahead.batch(12, 4).ids[0] == "12"
     assert threading.active_count() == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -423,6 +424,8 @@ def test_rows_declare_themselves_before_their_weights_load(name: str) -> None:
 
 @pytest.mark.parametrize("name", HUB_ROWS)
 def test_missing_weights_name_the_remedy(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for variable in [name for name in os.environ if name.startswith("HYPERSD_")]:
+        monkeypatch.delenv(variable)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
     with pytest.raises(InputError, match=r"(hf download \S+/\S+|put \S+) .*or set HYPERSD_\w+") as missing:

@@ -19,7 +19,7 @@ from distill.sources.contract import Catalogue, Row, SampleError
 from distill.sources.filters import PAPER, Filters, sift
 from distill.sources.image_folder import polygons, run_lengths
 from distill.sources.images import decode, sharpness, size_of
-from distill.sources.metadata import AESTHETIC, caption_of, number_of
+from distill.sources.metadata import AESTHETIC, caption_of, number_of, size_stated
 from distill.sources.order import Plan, batch_indices
 from distill.sources.sizes import EncodedShape, predicted_bytes
 from distill.sources.webdataset import _spell_out
@@ -256,6 +256,8 @@ def test_fields_of_many_names() -> None:
     assert caption_of({"captions": ["", "a fox", "a cat"]}) == "a fox"
     assert number_of({"AESTHETIC_SCORE": "6.5"}, AESTHETIC) == 6.5
     assert number_of({"aesthetic_score_laion_v2": 4}, AESTHETIC) == 4
+    assert size_stated({"width": 512, "HEIGHT": 9, "WIDTH": 4000, "height": 384}) == (512, 384)
+    assert size_stated({"WIDTH": 4000}) == (0, 0)
     assert math.isnan(number_of({"similarity": 0.3, "aesthetic": "good"}, AESTHETIC))
 
 

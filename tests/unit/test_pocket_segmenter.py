@@ -356,7 +356,7 @@ def test_the_same_training_gives_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_it_learns_the_scenes_it_sees(tmp_path: Path) -> None:
-    schedule = Schedule(steps=40, batch_size=8, learning_rate=3e-3, warmup=4, ema=0.8)
+    schedule = Schedule(steps=40, batch_size=4, learning_rate=3e-3, warmup=4, ema=0.8)
     segmenter, _ = train_segmenter(tmp_path, schedule, 4, CPU)
     seen = list(scenes(0, 4))
     x, truth = pictures(seen).float() / 255, [scene_instances(scene) for scene in seen]

@@ -11,6 +11,7 @@ import pytest
 from hypersd_bench.store import RunStore, ScoreRow, write_json
 from reports import verdict
 from reports.data import read_report
+from reports.page import write_report
 from tests.synthetic_run import AESTHETIC, CLIP, make_run
 
 
@@ -96,6 +97,21 @@ def test_trained_on_matches_id_or_family(tmp_path: Path, trained_on: str) -> Non
     model = read_report(run).model("a")
     assert model.was_trained_on("clip-score/pocket")
     assert not model.was_trained_on("aesthetic/pocket")
+
+
+def test_a_student_alone_with_its_teacher_is_no_reference(tmp_path: Path) -> None:
+    """Nobody shares a step count, so there is no verdict, but there is a page with the teacher beside the student."""
+    whole = make_run(tmp_path / "run", models=("a", "teacher"), steps=(1, 25), num_prompts=2)
+    apart = RunStore.create(tmp_path / "apart", whole.manifest)
+    apart.record_images([row for row in whole.images() if (row.model == "teacher") == (row.steps == 25)])
+    kept = {row.id for row in apart.images()}
+    apart.record_scores([row for row in whole.scores(CLIP.id).values() if row.image_id in kept])
+    data = read_report(apart)
+    assert [(model.name, model.is_reference) for model in data.models] == [("a", False), ("teacher", True)]
+    assert verdict.budgets(data) == []
+    page = write_report(apart.folder, tmp_path / "page").read_text()
+    assert "There is nothing to compare" in page
+    assert "teacher, 25 steps" in page
 
 
 def test_a_model_without_rivals_is_a_reference(tmp_path: Path) -> None:
