@@ -23,40 +23,13 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from distill.presets import PRESETS, Preset
+from distill.settings import MANIFEST, Settings, read_manifest
 from hypersd_bench.errors import InputError
-from hypersd_bench.pipelines import base_folder
-from hypersd_bench.provenance import sha256
 from hypersd_bench.store import write_bytes, write_json
 
-MANIFEST = "distill.json"
 KEPT_CHECKPOINTS = 2
+FORMAT = 2  # of a run's folder; raised whenever an older checkpoint can't be gone on from
 _OURS = ("checkpoints", "stages", "samples", "tensorboard", "train.jsonl", "scoreboard.jsonl", "README.md")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides a distillation's result: two runs of equal settings are the same run."""
-
-    method: str
-    base: str
-    preset: Preset
-    seed: int = 0
-
-    @property
-    def command(self) -> str:
-        """The command that repeats this run."""
-        known = PRESETS.get(self.preset.name)
-        images = "" if known and known.images == self.preset.images else f" --images {self.preset.images}"
-        size = f"--preset {self.preset.name}{images}"
-        return f"hypersd-bench distill {self.method} --base {self.base} {size} --seed {self.seed}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, with the hash of the base's UNet: another base under the same name is another run."""
-        weights = sorted((base_folder(self.base) / "unet").glob("*.safetensors"))
-        if not weights:
-            raise InputError(f"base {self.base!r}: its unet folder holds no safetensors weights")
-        return {**asdict(self), "base_unet_sha256": sha256(weights[0])}
 
 
 @dataclass(frozen=True)
@@ -81,14 +54,18 @@ class RunFolder:
         """Open the folder of these settings, new or half done; raises InputError when it holds anything else."""
         wanted = json.loads(json.dumps(settings.to_json()))  # tuples become lists, as in the file
         digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
-        manifest = {"settings": wanted, "settings_hash": digest, "provenance": dict(provenance), "state": "running",
-                    "stages": []}  # fmt: skip
-        found = _read_manifest(path)
+        manifest = {"format": FORMAT, "settings": wanted, "settings_hash": digest, "state": "running",
+                    "provenance": dict(provenance), "stages": []}  # fmt: skip
+        found = read_manifest(path)
         if found is None and path.exists() and any(path.iterdir()):
             raise InputError(f"{path} is not empty and holds no distillation; choose another --out")
         if found is not None and fresh:
             _clear(path, found)
         elif found is not None:
+            if found.get("format", 1) != FORMAT and found["state"] != "done":
+                raise InputError(f"{path} was begun by another version of this program (format "
+                                 f"{found.get('format', 1)}, now {FORMAT}); finish it with that one, or start over "
+                                 "with --fresh")  # fmt: skip
             if found["settings_hash"] != digest:
                 raise InputError(f"{path} holds another distillation ({_difference(found['settings'], wanted)}); "
                                  "choose another --out, or start over with --fresh")  # fmt: skip
@@ -161,16 +138,6 @@ def _images_seen(line: str) -> float:
         return float(json.loads(line)["images_seen"])
     except ValueError:  # cut off in the middle by a kill
         return float("inf")
-
-
-def _read_manifest(path: Path) -> dict[str, Any] | None:
-    try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-        return manifest
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"can't read {path / MANIFEST}: {error}") from error
 
 
 def _clear(path: Path, manifest: Mapping[str, Any]) -> None:

@@ -138,13 +138,9 @@ def features(roles: Roles, role: Literal["teacher", "backbone"], x: Tensor, t: T
 @contextmanager
 def frozen(discriminator: Discriminator, roles: Roles) -> Iterator[None]:
     """Inside the block the discriminator's parameters take no gradient; what flows through it still does."""
-    parameters = [*discriminator.parameters()]
-    if discriminator.backbone == "backbone":
-        parameters += roles.parameters("backbone")
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+    with roles.frozen("backbone"):
+        discriminator.requires_grad_(False)
+        try:
+            yield
+        finally:
+            discriminator.requires_grad_(True)

@@ -69,7 +69,8 @@ class Feedback:
     def perceptual(self, x0: Tensor, instances: Sequence[Instances], seed: int) -> Tensor:
         """L_percep of clean latents that should show these instances; seed: of what the segmenter draws."""
         assert self._segmenter is not None, "the stage names no segmenter"
-        return self._segmenter.loss(self.decode(x0), instances, seed)
+        loss: Tensor = self._segmenter.loss(self.decode(x0), instances, seed)
+        return loss
 
 
 def _watcher(name: str, device: torch.device) -> Watcher:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -23,12 +23,10 @@ from distill.batch import Batch
 from distill.checkpoint import (
     Position,
     RunFolder,
-    Settings,
     keep_log_until,
     load_position,
     load_state,
 )
-from distill.data import SceneLatents
 from distill.export import Exporter, write_card
 from distill.feedback import Feedback
 from distill.health import Watch, describe, read_rows, summary
@@ -36,10 +34,13 @@ from distill.pictures import looking_prompts
 from distill.roles import Adapter, Roles
 from distill.schedule import NoiseSchedule
 from distill.scoreboard import Scoreboard, means
+from distill.settings import Settings
 from distill.signals import Interrupt
+from distill.sources.opening import open_data
+from distill.sources.prefetch import Prefetch
 from distill.stages import Losses, LossFunction, Stage
 from hypersd_bench import registry
-from hypersd_bench.errors import HypersdBenchError
+from hypersd_bench.errors import HypersdBenchError, InputError
 from hypersd_bench.pipelines import load_base
 from hypersd_bench.pocket.training import fast_bf16
 from hypersd_bench.provenance import collect, sha256
@@ -55,9 +56,13 @@ def train(settings: Settings, out: Path, device: str = "cpu", fresh: bool = Fals
     Raises InputError for a folder of other settings, KeyboardInterrupt once a checkpoint is kept after Ctrl-C.
     """
     stages: tuple[Stage, ...] = registry.resolve("method", settings.method)().stages(settings.preset)
-    run = RunFolder.open(out, settings, collect(device).to_json(), fresh)
+    processes = PartialState(cpu=device == "cpu")
+    with processes.main_process_first():
+        run = RunFolder.open(out, settings, collect(device).to_json(), fresh and processes.is_main_process)
     if not run.done:
         Trainer(settings, run, stages, device).run_all()
+        if not processes.is_main_process:  # the main process alone has written it
+            run = RunFolder.open(out, settings, {}, fresh=False)
     return run.manifest
 
 
@@ -73,14 +78,17 @@ class Trainer:
             log_with="tensorboard",
             project_dir=str(run.path),
         )
+        self._check_batch()
+        self.main: bool = self.accelerator.is_main_process  # the one that writes
         self.device: torch.device = self.accelerator.device
         self.pipe = load_base(settings.base, self.device)
-        self.data = SceneLatents(
-            self.pipe,
-            self.preset.scenes,
-            run.path / "cache" / run.manifest["settings"]["base_unet_sha256"][:12],
-            settings.seed,
-        )
+        cache = run.path / "cache" / run.manifest["settings"]["base_unet_sha256"][:12]
+        with self.accelerator.main_process_first():  # the others find the caches filled
+            data = open_data(settings.training_data, self.pipe, cache)
+        self.data = Prefetch(data, pin=self.device.type == "cuda")
+        if not self.data.has_images and (stage := next((s for s in stages if s.needs_images), None)):
+            raise InputError(f"{settings.method}'s stage {stage.name} needs images, and {settings.data.source} holds "
+                             "prompts alone; name shards or a folder with --data")  # fmt: skip
         self.roles = self._cast()
         self.optimizers: dict[str, Any] = {}
         self.position = Position()
@@ -93,6 +101,14 @@ class Trainer:
             self.preset.sample_every_s,
         )  # fmt: skip
         self.watch = Watch()
+
+    def _check_batch(self) -> None:
+        processes, size, parts = self.accelerator.num_processes, self.preset.batch_size, self.preset.accumulate
+        if size % (parts * processes):
+            raise InputError(
+                f"a batch of {size} images can't be shared by {processes} processes in {parts} equal parts each; "
+                f"start a number of processes that divides {size // parts}"
+            )
 
     def _cast(self) -> Roles:
         """The roles that the stages need, on the base's UNet."""
@@ -118,7 +134,9 @@ class Trainer:
         checkpoint = self.run.latest()
         self.position = load_position(checkpoint)
         for log in (self.log, self.run.path / "scoreboard.jsonl"):
-            keep_log_until(log, self.position.images)
+            if self.main:
+                keep_log_until(log, self.position.images)
+        self.accelerator.wait_for_everyone()
         for row in read_rows(self.run.path) if self.position.images else []:  # what rang before must not ring again
             self.watch.see(row)
         self.accelerator.init_trackers(
@@ -127,7 +145,14 @@ class Trainer:
         total = sum(stage.images for stage in self.stages)
         with (
             Interrupt() as interrupt,
-            tqdm(total=total, initial=self.position.images, unit="img", mininterval=1, smoothing=0.1) as bar,
+            tqdm(
+                total=total,
+                initial=self.position.images,
+                unit="img",
+                mininterval=1,
+                smoothing=0.1,
+                disable=not self.main,
+            ) as bar,
         ):
             for index in range(self.position.stage, len(self.stages)):
                 bar.set_description(f"{self.settings.method} {self.stages[index].name}")
@@ -135,11 +160,13 @@ class Trainer:
                 checkpoint = None
                 self._train_stage(self.stages[index], bar, interrupt)
                 self._finish_stage(self.stages[index])
+        if self.main:
+            for alarm in self.watch.close():
+                tqdm.write(f"alarm: {describe(alarm)}", file=sys.stderr)
+            write_card(self.run.path, self.run.manifest, self.settings.command, summary(read_rows(self.run.path)))
+            self.run.finish()
+        self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
-        for alarm in self.watch.close():
-            tqdm.write(f"alarm: {describe(alarm)}", file=sys.stderr)
-        write_card(self.run.path, self.run.manifest, self.settings.command, summary(read_rows(self.run.path)))
-        self.run.finish()
 
     def _begin(self, stage: Stage, checkpoint: Path | None) -> None:
         """Set the cast as a stage starts, fresh EMA, optimizers and opponents; or as the checkpoint left it."""
@@ -198,31 +225,45 @@ class Trainer:
             self._step(stage, factor)
             step += 1
             bar.update(self.preset.batch_size)
-            if step % LOG_EVERY == 0 or step == num_steps or interrupt.asked:
+            if step % LOG_EVERY == 0 or step == num_steps or (interrupt.asked and self.accelerator.num_processes == 1):
                 now = time.monotonic()
+                stop, save, look = self._agree(
+                    interrupt.asked, now - saved > self.preset.checkpoint_every_s, self.scoreboard.due
+                )
                 self._advance(now - logged)
                 bar.set_postfix(loss=f"{self._write_log(stage, step, factor, now - logged):.4g}")
                 logged = now
-                if self.scoreboard.due and step < num_steps:
+                if look and step < num_steps:
                     self._look(stage)
                     logged = time.monotonic()
-                if interrupt.asked or (step < num_steps and now - saved > self.preset.checkpoint_every_s):
+                if stop or (step < num_steps and save):
                     self._save()
                     saved = now
-            if interrupt.asked:
-                raise KeyboardInterrupt
+                if stop:
+                    raise KeyboardInterrupt
+
+    def _agree(self, *asked: bool) -> list[bool]:
+        """What any process asks for, known to all: Ctrl-C may reach but one, and their clocks differ."""
+        if self.accelerator.num_processes == 1:
+            return list(asked)
+        counts = self.accelerator.reduce(torch.tensor(asked, device=self.device).float(), reduction="sum")
+        return [bool(count) for count in counts.tolist()]
 
     def _step(self, stage: Stage, factor: float) -> None:
         """One step of the student, after its opponents' practice, at ``factor`` times the stage's learning rates."""
         for turn in range(stage.practice_steps):
             assert stage.practice is not None
             self._turn(stage, stage.practice, f"{stage.name}/practice-{turn}", factor)
-        losses, norm = self._turn(stage, stage.losses, stage.name, factor)
+        figures = self._turn(stage, stage.losses, stage.name, factor)
         self.roles.update_ema(self.preset.ema)
-        self.window.append(_figures(losses, norm))
+        self.window.append(figures)
 
-    def _turn(self, stage: Stage, function: LossFunction, salt: str, factor: float) -> tuple[Losses, Tensor]:
-        """One update of everybody that ``function`` gives a loss, from ``accumulate`` parts of one batch."""
+    def _turn(self, stage: Stage, function: LossFunction, salt: str, factor: float) -> dict[str, Tensor]:
+        """One update of everybody that ``function`` gives a loss, from ``accumulate`` parts of one batch.
+
+        Returns what to log, averaged over the parts.
+        """
+        parts: list[dict[str, Tensor]] = []
         rates = {opponent.name: opponent.learning_rate for opponent in stage.opponents}
         for batch, rng in self._parts(salt):
             with self.accelerator.accumulate():
@@ -233,6 +274,7 @@ class Trainer:
                     rates["student"], learners["student"] = stage.learning_rate, losses.student
                 for loss in learners.values():
                     self.accelerator.backward(loss)
+                parts.append(_figures(losses))
         norm = torch.zeros(())
         for name in learners:
             optimizer = self.optimizers[name]
@@ -244,7 +286,8 @@ class Trainer:
                 group["lr"] = factor * rates[name]
             optimizer.step()
             optimizer.zero_grad()
-        return losses, norm
+        means = {name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]}
+        return {**means, "grad_norm": norm.detach()}
 
     def _parts(self, salt: str) -> Iterator[tuple[Batch, torch.Generator]]:
         """This process's parts of the step's batch, each with the randomness of its place among all images."""
@@ -280,7 +323,7 @@ class Trainer:
 
     def _write_log(self, stage: Stage, step: int, factor: float, seconds: float) -> float:
         """Log the window's means and start a new one; stops the run at the first loss that is no number."""
-        figures = {name: torch.stack([row[name] for row in self.window]).double().cpu() for name in self.window[0]}
+        figures = self._figures_of_window()
         first_step = step - len(self.window) + 1
         finite = figures["loss"].isfinite() & figures["grad_norm"].isfinite()
         bad = [first_step + i for i, good in enumerate(finite.tolist()) if not good]
@@ -300,17 +343,30 @@ class Trainer:
             **means, "learning_rate": factor * stage.learning_rate, "images_per_s": round(images / seconds, 2),
             "seconds": round(self.position.seconds, 2),
         }  # fmt: skip
-        with self.log.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        self._tell_alarms(row)
+        if self.main:
+            with self.log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            self._tell_alarms(row)
         self.accelerator.log(
             {f"{stage.name}/{name}": value for name, value in means.items()}, step=self.position.images
         )
         self.window = []
         return means["loss"]
 
+    def _figures_of_window(self) -> dict[str, Tensor]:
+        """Every figure of the window's steps, (steps,) float64 on the CPU, averaged over processes."""
+        names = list(self.window[0])
+        table = torch.stack(
+            [torch.stack([row[name].to(self.device) for row in self.window]).double() for name in names]
+        )
+        if self.accelerator.num_processes > 1:
+            table = self.accelerator.reduce(table, reduction="mean")
+        return dict(zip(names, table.cpu(), strict=True))
+
     def _look(self, stage: Stage) -> None:
         """Sample the student as it is, and see what the alarms make of it."""
+        if not self.main:
+            return
         rows = self.scoreboard.look(stage, self.position.images)
         self.accelerator.log(means(rows), step=self.position.images)
         for row in rows:
@@ -321,9 +377,17 @@ class Trainer:
             tqdm.write(f"alarm: {describe(alarm)}", file=sys.stderr)
 
     def _finish_stage(self, stage: Stage) -> None:
-        """Export the stage's EMA, look at the file once more, and hand the EMA on as the next stage's student."""
+        """Export the stage's EMA, and hand it on as the next stage's student; a feedback stage leaves the student."""
+        if self.main:
+            self._publish(stage)
+        if stage.trains == "student":
+            self.roles.copy("ema", "student")
+        self.position = Position(self.position.stage + 1, 0, self.position.images, self.position.seconds)
+        self._save()
+
+    def _publish(self, stage: Stage) -> None:
+        """Write the stage's file, look at it once more, and enter it in the manifest."""
         difference = self.exporter.export(stage, self.roles, self.data.batch(0, CHECKED_IMAGES), self._card(stage))
-        self.roles.copy("ema", "student")
         path = self.run.path / f"{stage.export}.safetensors"
         tqdm.write(
             f"{stage.name}: {path}, reloaded, differs from the trained student by at most {difference:.1e}",
@@ -335,8 +399,6 @@ class Trainer:
             "images_seen": self.position.images, "seconds": round(self.position.seconds, 1),
             "largest_difference": difference,
         })  # fmt: skip
-        self.position = Position(self.position.stage + 1, 0, self.position.images, self.position.seconds)
-        self._save()
 
     def _card(self, stage: Stage) -> dict[str, Any]:
         return {
@@ -348,6 +410,11 @@ class Trainer:
         }  # fmt: skip
 
     def _save(self) -> None:
+        if self.main:
+            self._write_checkpoint()
+        self.accelerator.wait_for_everyone()
+
+    def _write_checkpoint(self) -> None:
         weights: dict[str, Tensor] = {}
         for adapter in self.roles.adapters:
             weights |= {f"{adapter}.{i}": p for i, p in enumerate(self.roles.parameters(adapter))}
@@ -381,8 +448,8 @@ def learning_rate_factor(step: int, num_steps: int, warmup: float) -> float:
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _figures(losses: Losses, norm: Tensor) -> dict[str, Tensor]:
-    """What a step logs, left on its device."""
-    assert losses.student is not None
+def _figures(losses: Losses) -> dict[str, Tensor]:
+    """What a part of a batch logs, left on its device."""
+    student = {} if losses.student is None else {"loss": losses.student.detach()}
     opponents = {f"{name}_loss": loss.detach() for name, loss in losses.opponents.items()}
-    return {"loss": losses.student.detach(), "grad_norm": norm.detach(), **opponents, **losses.logs}
+    return {**student, **opponents, **losses.logs}

@@ -56,7 +56,7 @@ class LCMSettings:
     """LCM (2310.04378, as a LoRA 2311.05556) on one kind of base.
 
     guidance: range of g, equal ends fix it; None is the preset's. target: whose f the student is drawn to.
-    embedded_guidance: g that a full UNet is sampled with, which is told w = g - 1. Rates that are None are the preset's.
+    embedded_guidance: g that a full UNet is sampled with, which is told w = g - 1. A rate that is None is the preset's.
     """
 
     grid: int = 50  # skip 20 of 1000
@@ -113,6 +113,11 @@ class LightningSettings:
             raise InputError(
                 f"Lightning's step counts {', '.join(map(str, steps))} must each be a whole part of the one before"
             )
+        if any(self.train_points % n for n in self.chain if n < self.train_points):
+            raise InputError(
+                f"Lightning's train_points {self.train_points} must be a multiple of every step count of the chain "
+                f"below it: {', '.join(map(str, self.chain))}"
+            )
         if min(self.shares) < 0 or self.first_share <= 0 or sum(self.shares) <= 0:
             raise InputError(
                 f"Lightning's shares {self.shares} must not be negative, and neither they nor first_share all 0"
@@ -125,7 +130,7 @@ class Preset:
 
     images: training images seen, over all stages. batch_size: images per optimizer step over all processes, in
     ``accumulate`` parts on each. warmup: fraction of a stage's steps with rising learning rate. guidance: range of
-    the teacher's g (usual form). scenes: size of the pool of training scenes. resolution: pixels, 0 is the base's own.
+    the teacher's g (usual form). scenes: size of the pool of training scenes. cache: keep latents and embeddings on disk. resolution: pixels, 0 is the base's own.
     precision: of the frozen base. sample_every_s: seconds between sample grids and scoreboards; 0 is never. scoreboard:
     ids of the metrics on it.
     """
@@ -146,6 +151,7 @@ class Preset:
     ema: float = 0.95  # LCM; TCD community code
     grad_clip: float = 1.0  # diffusers' LCM scripts
     scenes: int = 8192  # ours
+    cache: bool = False
     resolution: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_checkpointing: bool = False

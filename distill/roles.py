@@ -9,8 +9,8 @@ critic     the fake score of distribution matching, a model of what the student 
 feedback   human feedback's own LoRA: while it is trained, the student is the frozen student plus this
 backbone   the discriminator's own view of the teacher's features, where its backbone is trained too
 
-A full-weights student (``kind="unet"``) and its ema, previous and older are UNets of their own; teacher, critic and backbone
-still share the base. A role is entered through ``acting`` and left by the end of its block.
+A full-weights student (``kind="unet"``) and its ema, previous and older are UNets of their own; teacher, critic and
+backbone still share the base. A role is entered through ``acting`` and left by the end of its block.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -76,6 +76,7 @@ class Roles:
         self._parameters: dict[Adapter, list[nn.Parameter]] = {}
         self._members: dict[Role, _Member] = {"teacher": _Member(self.unet)}
         self._active: Role = "student"
+        self._taking: tuple[Adapter, ...] = ()
         if embeds_guidance and kind == "lora":
             raise InputError(
                 "a LoRA can't add an embedding of guidance to the UNet; train full weights: --student unet"
@@ -141,10 +142,25 @@ class Roles:
             beside = ("student",) if trained == "feedback" else ()
             self._members["student"] = _Member(self.unet, (*beside, trained))
             self._members["ema"] = _Member(self.unet, (*beside, "ema"))
+        self._take((trained, *others))
+        self._activate("student")
+
+    @contextmanager
+    def frozen(self, adapter: Adapter) -> Iterator[None]:
+        """Inside the block a role's weights take no gradient; what flows through them still does."""
+        before = self._taking
+        self._take(tuple(each for each in before if each != adapter))
+        try:
+            yield
+        finally:
+            self._take(before)
+
+    def _take(self, adapters: tuple[Adapter, ...]) -> None:
+        """Let these roles' weights take gradient and nobody else's."""
+        self._taking = adapters
         for adapter, parameters in self._parameters.items():
             for parameter in parameters:
-                parameter.requires_grad_(adapter in (trained, *others))
-        self._activate("student")
+                parameter.requires_grad_(adapter in adapters)
 
     @contextmanager
     def acting(self, role: Role) -> Iterator[UNet2DConditionModel]:
@@ -178,7 +194,7 @@ class Roles:
 
     def guided(self, x: Tensor, t: Tensor, cond: Condition, uncond: Condition, g: Tensor) -> Tensor:
         """The teacher's guided noise eps_u + g (eps_c - eps_u), both halves in one forward; g is (B,)."""
-        both = join(uncond.expand(len(x)), cond)
+        both = join(replace(uncond.expand(len(x)), time_ids=cond.time_ids), cond)
         eps_u, eps_c = self.predict("teacher", torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
         return eps_u + g.reshape(-1, 1, 1, 1) * (eps_c - eps_u)
 
@@ -203,12 +219,12 @@ class Roles:
     @torch.no_grad()
     def update_ema(self, mu: float) -> None:
         """ema = mu ema + (1 - mu) of what is trained."""
-        torch._foreach_lerp_(self.parameters("ema"), self.parameters(self.trained), 1 - mu)
+        torch._foreach_lerp_([*self.parameters("ema")], [*self.parameters(self.trained)], 1 - mu)
 
     def state(self, adapter: Adapter) -> dict[str, Tensor]:
         """A role's weights: a LoRA under PEFT's names, as diffusers saves it, or a whole UNet's."""
         if self.kind == "unet" and adapter in OWN_WEIGHTS:
-            whole: dict[str, Tensor] = self.network(adapter).state_dict()
+            whole: dict[str, Tensor] = self.network(adapter).state_dict()  # type: ignore[arg-type]  # as above
             return whole
         lora: dict[str, Tensor] = get_peft_model_state_dict(self.unet, adapter_name=adapter)
         return lora
@@ -222,11 +238,18 @@ class Roles:
         self.checkpointing = True
 
         def recomputed(module: nn.Module, *inputs: Any) -> Any:
-            role = self._active  # the backward pass comes when another role may be active
+            role, taking = self._active, self._taking  # the backward pass comes when others may be active and trained
 
             def run(*again: Any) -> Any:
-                with self.acting(role):
-                    return module(*again)
+                now = self._taking
+                if now != taking:
+                    self._take(taking)
+                try:
+                    with self.acting(role):
+                        return module(*again)
+                finally:
+                    if now != taking:
+                        self._take(now)
 
             return checkpoint(run, *inputs, use_reentrant=False)
 
@@ -259,7 +282,8 @@ def guidance_embedding(w: Tensor) -> Tensor:
 
 def _with_guidance_embedding(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """A copy that also takes an embedding of w; it starts as the original, for the new layer gives zero."""
-    wider: UNet2DConditionModel = UNet2DConditionModel.from_config({**unet.config, "time_cond_proj_dim": GUIDANCE_DIM})
+    config = {name: value for name, value in unet.config.items() if name != "_use_default_values"}  # it would win
+    wider: UNet2DConditionModel = UNet2DConditionModel.from_config({**config, "time_cond_proj_dim": GUIDANCE_DIM})
     missing, unexpected = wider.load_state_dict(unet.state_dict(), strict=False)
     assert missing == ["time_embedding.cond_proj.weight"]
     assert not unexpected

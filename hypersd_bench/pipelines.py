@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
@@ -21,7 +21,7 @@ from hypersd_bench.pocket import WEIGHTS
 from hypersd_bench.sampling import SamplerContract, read_safetensors_metadata
 from hypersd_bench.seeding import generators, starting_noise
 
-Pipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
+Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
 
 COMPONENTS = {
     "StableDiffusionPipeline": ("unet", "vae", "text_encoder", "tokenizer", "scheduler"),

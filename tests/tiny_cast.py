@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from functools import cache
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -25,11 +26,17 @@ def tiny_unet() -> UNet2DConditionModel:
     ).eval()  # fmt: skip
 
 
-def tiny_cast(*others: Adapter, kind: Kind = "lora", **options: Any) -> Roles:
+def tiny_cast(*others: Adapter, kind: Kind = "lora") -> Roles:
     """Student, EMA and ``others``, each with random weights of its own."""
-    cast = Roles(tiny_unet(), NoiseSchedule.from_config(SD, set_alpha_to_one=True), rank=2, kind=kind, **options)
+    return copy.deepcopy(_made(others, kind))
+
+
+@cache
+def _made(others: tuple[Adapter, ...], kind: Kind) -> Roles:
+    cast = Roles(tiny_unet(), NoiseSchedule.from_config(SD, set_alpha_to_one=True), rank=2, kind=kind)
     for adapter in others:
         cast.add(adapter)
+    cast.train("student")
     scatter(cast)
     return cast
 

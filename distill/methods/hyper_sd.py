@@ -229,7 +229,7 @@ def scores(x: Tensor, batch: Batch, roles: Roles, rng: torch.Generator, g: float
 def critic_losses(x: Tensor, batch: Batch, roles: Roles, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """The critic's diffusion loss on the student's samples x, || eps_fake(x_t, t, c) - eps ||^2; and its lag.
 
-    The lag is (its loss - the teacher's) / the teacher's on the same: above 0 it knows x less than one who never saw it.
+    The lag is (its loss - the teacher's) / the teacher's on the same: above 0 it knows x less well.
     """
     t = torch.randint(roles.schedule.num_train_timesteps, (len(x),), generator=rng).to(x.device)
     eps = draw_noise(x, rng)

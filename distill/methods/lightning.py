@@ -23,15 +23,15 @@ Two steps and one are held stable (sections 3.4 and 3.7) by
       with teachers in their own form; sampled by Euler with prediction type "sample"
 
 Departures: a LoRA of one step stays in eps form, since x0 form is too far from the base for it (the paper publishes
-none); a run trains either LoRAs or full weights throughout, so c is for full UNets alone and merges nothing; the
-teacher's x_s is real for the discriminator, as in the paper, but the student is an EMA when it becomes a teacher and
-when it is exported; weight decay is the preset's; the discriminator's own departures are in its file. The miniature's
+none); a run trains either LoRAs or full weights throughout, so c is for full UNets alone and merges nothing; what
+becomes a teacher or is exported is the student's EMA; the discriminator is also new for b, whose head has other inputs;
+weight decay is the preset's, the paper has none; the discriminator's own departures are in its file. The miniature's
 preset starts from 64 steps and warms up by MSE, for reasons given there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -46,9 +46,9 @@ from distill.discriminator import ADAM_BETAS, opponent, play
 from distill.losses import mse
 from distill.presets import LightningSettings, Preset
 from distill.roles import Roles
-from distill.stages import LossFunction, Losses, Stage, draw_noise, split_images
+from distill.stages import Losses, LossFunction, Stage, draw_noise, split_images
 from hypersd_bench.errors import InputError
-from hypersd_bench.sampling import SamplerContract, euler_trailing, trailing
+from hypersd_bench.sampling import euler_trailing, trailing
 
 STABILISED = 2  # steps; students of so few need the help of sections 3.4 and 3.7
 
@@ -82,7 +82,9 @@ class Lightning:
         """A guided stage, then for each step count those of its objectives that have a share of the images."""
         chosen, first = preset.lightning, preset.lightning.chain[0]
         if chosen.merge and preset.student == "lora":
-            raise InputError("Lightning's merge trains full weights, this run trains a LoRA: --student unet, or no merge")
+            raise InputError(
+                "Lightning's merge is for full weights, this run trains a LoRA: --student unet or no merge"
+            )
         parts = [part for n in chosen.chain[1:] for part in objectives(preset, n)]
         shares = split_images(preset.images, preset.batch_size, [chosen.first_share, *(part.share for part in parts)])
         guided = Stage(
@@ -123,52 +125,49 @@ def in_x0_form(preset: Preset, n: int) -> bool:
 
 
 def _stage(preset: Preset, part: Part, images: int, export: str) -> Stage:
-    chosen, n = preset.lightning, part.n
-    before = chosen.chain[chosen.chain.index(n) - 1]
+    """The stage of a part: a regression, or a game against a new discriminator."""
+    x0_form = in_x0_form(preset, part.n)
+    contract = euler_trailing((part.n,))
     stage = Stage(
-        name=f"{n}-{part.objective}",
+        name=f"{part.n}-{part.objective}",
         images=images,
         learning_rate=preset.learning_rate,
-        contract=_contract(preset, n),
+        contract=replace(contract, prediction_type="sample") if x0_form else contract,
         export=export,
-        losses=_regression(part.objective, before, n, chosen),
-        prediction_type="sample" if in_x0_form(preset, n) else None,
+        losses=_losses(preset.lightning, part),
+        prediction_type="sample" if x0_form else None,
     )
     if part.objective in ("convert", "mse"):
         return stage
-    own_rate = chosen.unet_learning_rate if preset.student == "unet" else None
+    own_rate = preset.lightning.unet_learning_rate if preset.student == "unet" else None
     player = opponent(preset, conditional=part.objective == "conditional")
-    skipping_level = part.objective != "conditional" and _has_skip_level(chosen, n)
-    level = chosen.chain[chosen.chain.index(n) - 2] if skipping_level else before
-    weights = chosen.conditional_weights if part.objective == "conditional" else chosen.unconditional_weights
-    losses = partial(
-        adversarial, before=level, n=n, settings=chosen, teacher="older" if skipping_level else "previous",
-        noise_weights=weights if n == 1 else None,
-    )  # fmt: skip
     return replace(
         stage,
         learning_rate=own_rate or preset.adversarial_learning_rate,
-        losses=losses,
         betas=ADAM_BETAS,
         opponents=(replace(player, learning_rate=own_rate or player.learning_rate),),
-        older=skipping_level,
+        older=_skips_level(preset.lightning, part),
     )
 
 
-def _contract(preset: Preset, n: int) -> SamplerContract:
-    """Euler, trailing; the x0 form says so."""
-    contract = euler_trailing((n,))
-    return replace(contract, prediction_type="sample") if in_x0_form(preset, n) else contract
+def _losses(settings: LightningSettings, part: Part) -> LossFunction:
+    """The loss of a part, with its teacher's steps."""
+    place, older = settings.chain.index(part.n), _skips_level(settings, part)
+    before = settings.chain[place - (2 if older else 1)]
+    if part.objective in ("convert", "mse"):
+        loss: Callable[..., Losses] = convert if part.objective == "convert" else progressive_mse
+        return partial(loss, before=before, n=part.n, settings=settings)
+    weights = settings.conditional_weights if part.objective == "conditional" else settings.unconditional_weights
+    return partial(
+        adversarial, before=before, n=part.n, settings=settings, teacher="older" if older else "previous",
+        noise_weights=weights if part.n == 1 else None,
+    )  # fmt: skip
 
 
-def _regression(objective: Objective, before: int, n: int, settings: LightningSettings) -> LossFunction:
-    loss: Callable[..., Losses] = convert if objective == "convert" else progressive_mse
-    return partial(loss, before=before, n=n, settings=settings)
-
-
-def _has_skip_level(settings: LightningSettings, n: int) -> bool:
-    """Whether two students came before the one of n steps, and its objective should look past the last."""
-    return settings.skip_level and n <= STABILISED and settings.chain.index(n) >= 2
+def _skips_level(settings: LightningSettings, part: Part) -> bool:
+    """Whether a part looks past the student before its own, and there is one before that."""
+    stabilised = part.objective in ("unconditional", "full") and part.n <= STABILISED
+    return settings.skip_level and stabilised and settings.chain.index(part.n) >= 2
 
 
 def guided_mse(batch: Batch, roles: Roles, rng: torch.Generator, *, settings: LightningSettings) -> Losses:
@@ -222,9 +221,7 @@ def draw_noise_level(
     return torch.tensor(timesteps)[index]
 
 
-def draw_span(
-    batch: Batch, roles: Roles, rng: torch.Generator, before: int, n: int, train_points: int = 1
-) -> Span:
+def draw_span(batch: Batch, roles: Roles, rng: torch.Generator, before: int, n: int, train_points: int = 1) -> Span:
     """Draw a span of the student of n steps for every image, with the ``before`` / n steps of its teacher inside.
 
     Spans start at the n timesteps of inference; of fewer than ``train_points`` steps, at so many timesteps. What would
@@ -251,10 +248,7 @@ def walk(batch: Batch, roles: Roles, span: Span, g: Tensor | None = None, teache
         moving, t = t > s, t.clamp(min=0)  # who has arrived at the clean end stays
         if not bool(moving.any()):
             break
-        if g is None:
-            eps = roles.predict(teacher, x, t, batch.cond)
-        else:
-            eps = roles.guided(x, t, batch.cond, batch.uncond, g)
+        eps = roles.predict(teacher, x, t, batch.cond) if g is None else roles.guided(x, t, batch.cond, batch.uncond, g)
         x = torch.where(moving.reshape(-1, 1, 1, 1), roles.schedule.ddim(x, eps, t, s), x)
     return x
 

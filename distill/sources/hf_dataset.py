@@ -12,7 +12,18 @@ from tqdm import tqdm
 
 from distill.sources.contract import Catalogue, RawObject, Row, SampleError, remembered, with_caption_problem
 from distill.sources.images import decode, size_of
-from distill.sources.metadata import AESTHETIC, CAPTION, HEIGHT, IMAGE, WIDTH, caption_of, column, named, number_of
+from distill.sources.metadata import (
+    AESTHETIC,
+    CAPTION,
+    HEIGHT,
+    IMAGE,
+    WIDTH,
+    caption_of,
+    column,
+    named,
+    number_of,
+    size_stated,
+)
 from hypersd_bench.errors import InputError
 
 CHUNK = 256  # rows read at once while the catalogue is made
@@ -69,13 +80,11 @@ class HubDataset:
 
     def _row(self, name: str, record: dict[str, Any]) -> Row:
         row = Row(name, caption_of(record, self._caption), aesthetic=number_of(record, AESTHETIC))
-        width, height = number_of(record, WIDTH), number_of(record, HEIGHT)
+        width, height = size_stated(record)
         try:
-            if min(width, height) >= 1:
-                return row._replace(width=int(width), height=int(height))
-            if self._image is not None:
-                found = size_of(_content(record.get(self._image)))
-                return row._replace(width=found[0], height=found[1])
+            if not width and self._image is not None:
+                width, height = size_of(_content(record.get(self._image)))
+            row = row._replace(width=width, height=height)
         except SampleError as error:
             return row._replace(problem=str(error))
         return row
@@ -100,7 +109,10 @@ def _load(name: str, split: str) -> Any:
     except InputError:
         raise
     except Exception as error:  # the library raises its own, fsspec's, the hub's and pyarrow's errors
-        raise InputError(f"data {name!r} can't be loaded: {_line(error)}") from error
+        raise InputError(
+            f"data {name!r} can't be loaded: {_line(error)}; check the name, the split and your connection, or give a "
+            "local folder"
+        ) from error
 
 
 def _split(found: Any, split: str, name: str) -> Any:

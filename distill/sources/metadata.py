@@ -59,7 +59,7 @@ def number_of(record: Mapping[str, Any], names: Iterable[str]) -> float:
 def size_stated(record: Mapping[str, Any]) -> tuple[int, int]:
     """Width and height that a record states, (0, 0) where it does not."""
     width, height = number_of(record, WIDTH), number_of(record, HEIGHT)
-    return (int(width), int(height)) if min(width, height) >= 1 else (0, 0)
+    return (int(width), int(height)) if width >= 1 and height >= 1 else (0, 0)
 
 
 def parse_record(text: str | bytes) -> dict[str, Any]:

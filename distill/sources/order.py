@@ -54,7 +54,10 @@ class Plan:
     size: int
 
     def slots(self, position: int) -> list[Slot]:
-        """The places of the batch after ``position`` images, all of one bucket."""
+        """The places of the batch after ``position`` images, all of one bucket.
+
+        With several buckets the order is one of whole batches: a position between two counts as that of the first.
+        """
         if len(self.members) == 1:
             count = len(self.members[0])
             return [Slot(0, i // count, i % count) for i in range(position, position + self.size)]

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from distill.batch import Batch, Condition
-from distill.data import batch_indices
+from distill.sources.order import batch_indices
 from distill.sources.cache import CacheFolder
 from distill.sources.encoding import Encoder
 from distill.sources.filters import Filters

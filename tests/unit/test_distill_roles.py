@@ -11,13 +11,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from distill.batch import Batch, Condition
-from distill.checkpoint import Position, Settings
+from distill.checkpoint import Position
 from distill.discriminator import Discriminator, features, play
 from distill.loop import Trainer
 from distill.methods import hyper_sd
 from distill.presets import find_preset
 from distill.roles import OWN_WEIGHTS, Adapter, Role, Roles, guidance_embedding
 from distill.schedule import NoiseSchedule
+from distill.settings import Settings
 from distill.stages import Stage
 from hypersd_bench import registry
 from hypersd_bench.errors import InputError
@@ -310,7 +311,7 @@ def test_checkpointing_gives_the_same_gradients_whoever_spoke_in_between(
     plain = student_gradients()
     either.enable_checkpointing()
     calls: list[int] = []
-    block = either.network("student").mid_block.resnets[0]
+    block = either.network("student").down_blocks[0].resnets[0]
     handle = block.register_forward_hook(lambda *_: calls.append(1))
     recomputed = student_gradients()
     handle.remove()

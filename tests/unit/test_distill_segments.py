@@ -37,6 +37,57 @@ def test_every_point_of_the_grid_leaves_a_segment_to_draw_from(grid: tuple[int, 
     assert bool((segment_start(t, k, num_timesteps) <= t_prev).all())
 
 
+@given(grids())
+def test_segments_are_in_order_and_cover_the_trajectory(grid: tuple[int, int, int]) -> None:
+    """Starts never fall with t, every segment has its grid points, and each start is a grid point or 0."""
+    num_timesteps, k, num_points = grid
+    t = solver_grid(num_timesteps, num_points)
+    starts = segment_start(t, k, num_timesteps)
+    assert bool((starts.diff() >= 0).all())
+    assert set(starts.tolist()) <= {0, *t.tolist()}
+    own, counts = (t // (num_timesteps // k)).unique(return_counts=True)
+    assert own.tolist() == list(range(k))
+    assert counts.tolist() == [num_points // k] * k
+    assert int(t[-1]) == num_timesteps - 1
+
+
+@given(grids(), st.integers(0, 2**31))
+def test_no_interval_is_empty(grid: tuple[int, int, int], seed: int) -> None:
+    """Every timestep from t_b to t_prev can be drawn, and the teacher's step always has somewhere to go."""
+    num_timesteps, k, num_points = grid
+    skip = num_timesteps // num_points
+    t, t_prev, _ = draw_interval(64, k, num_timesteps, num_points, torch.Generator().manual_seed(seed))
+    start = segment_start(t, k, num_timesteps)
+    assert bool((t_prev - start + 1 >= 1).all())
+    later = t >= skip  # all but the first point of the grid, whose step stops at 0
+    assert (t - t_prev)[later].tolist() == [skip] * int(later.sum())
+    assert t_prev[~later].tolist() == [0] * int((~later).sum())
+
+
+@given(st.integers(2, 400), st.lists(st.integers(1, 12), min_size=1, max_size=4), st.integers(0, 450))
+def test_a_grid_is_allowed_exactly_when_it_holds_every_boundary(
+    num_timesteps: int, segments: list[int], num_points: int
+) -> None:
+    """The refusal against the definition: equal segments, a whole skip, every trailing boundary on the grid."""
+    good = (
+        all(num_timesteps % k == 0 for k in segments)
+        and 0 < num_points < num_timesteps
+        and num_timesteps % num_points == 0
+        and all(
+            {(j + 1) * (num_timesteps // k) - 1 for j in range(k)}
+            <= set(range(num_timesteps // num_points - 1, num_timesteps, num_timesteps // num_points))
+            for k in segments
+        )
+    )
+    if good:
+        check_grid(num_timesteps, num_points, segments)
+        for k in segments:
+            draw_interval(8, k, num_timesteps, num_points, torch.Generator().manual_seed(0))  # asserts its order
+    else:
+        with pytest.raises(InputError):
+            check_grid(num_timesteps, num_points, segments)
+
+
 @pytest.mark.parametrize("k", [1, 2, 4, 8])
 def test_boundaries_are_the_timesteps_of_inference(k: int) -> None:
     starts = segment_start(solver_grid(1000, 40), k, 1000).unique().tolist()
