@@ -22,9 +22,10 @@ DETECTOR_SIDE = 800  # torchvision's Mask R-CNN resizes to it
 
 @dataclass(frozen=True)
 class Judge:
-    """A judge's networks, and how pixels (B, 3, H, W) run through what looks at them: any tensor comes out."""
+    """A judge's networks, the one that sees pixels, and how (B, 3, H, W) run through it: any tensor comes out."""
 
     networks: tuple[nn.Module, ...]
+    seeing: nn.Module
     look: Callable[[Tensor], Tensor]
 
     def parameters(self) -> list[Tensor]:
@@ -35,26 +36,33 @@ class Judge:
 class Judges:
     """Stands for ``feedback.Feedback``: decodes, lets every judge look, sums up."""
 
-    def __init__(self, vae: Any, rules: CudaRules, preset: Preset, rewards: Sequence[str], masks: bool) -> None:
+    def __init__(self, vae: Any, rules: CudaRules, preset: Preset, rewards: Sequence[str]) -> None:
         chosen = preset.hyper_sd
         watched = [name for name in chosen.watched if name not in rewards]
-        segmenter = chosen.perceptual if masks else None
+        segmenter = chosen.perceptual
         names = [*rewards, *watched, *([f"segmenter/{segmenter}"] if segmenter else [])]
         self.unknown = [name for name in names if name not in _BUILD]
-        self._vae, self._rules = vae, rules
+        self._vae, self._dtype, self._rules = vae, vae.dtype, rules
         self._rewards = [_build(name) for name in rewards if name in _BUILD]
         self._watched = [_build(name) for name in watched if name in _BUILD]
         self._segmenter = _build(f"segmenter/{segmenter}") if f"segmenter/{segmenter}" in _BUILD else None
 
+    @property
+    def _all(self) -> list[Judge]:
+        return [*self._rewards, *self._watched, *([self._segmenter] if self._segmenter else [])]
+
     def parameters(self) -> list[Tensor]:
         """The weights of all judges."""
-        judges = [*self._rewards, *self._watched, *([self._segmenter] if self._segmenter else [])]
-        return [tensor for judge in judges for tensor in judge.parameters()]
+        return [tensor for judge in self._all for tensor in judge.parameters()]
+
+    def seeing(self) -> list[nn.Module]:
+        """The networks that look at pixels."""
+        return [judge.seeing for judge in self._all]
 
     def decode(self, x0: Tensor) -> Tensor:
         """Latents to pixels, outside autocast, with gradient."""
         with self._rules.full_precision():
-            pixels: Tensor = self._vae.decode(x0.to(self._vae.dtype), return_dict=False)[0]
+            pixels: Tensor = self._vae.decode(x0.to(self._dtype), return_dict=False)[0]
         return (pixels.float() / 2 + 0.5).clamp(0, 1)
 
     def judge(self, x0: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -90,7 +98,7 @@ def _clip(architecture: str) -> Judge:
     import open_clip
 
     clip = open_clip.create_model(architecture, pretrained=None, device="meta")
-    return Judge((clip,), lambda pixels: clip.encode_image(F.interpolate(pixels, clip.visual.image_size)))
+    return Judge((clip,), clip.visual, lambda pixels: clip.encode_image(F.interpolate(pixels, clip.visual.image_size)))
 
 
 def _blip() -> Judge:
@@ -110,7 +118,7 @@ def _blip() -> Judge:
         ),
         add_pooling_layer=False,
     )  # fmt: skip
-    return Judge((vision, text), lambda pixels: vision(F.interpolate(pixels, 224)).last_hidden_state)
+    return Judge((vision, text), vision, lambda pixels: vision(F.interpolate(pixels, 224)).last_hidden_state)
 
 
 def _pocket_clip() -> Judge:
@@ -122,14 +130,14 @@ def _pocket_clip() -> Judge:
     with torch.device("cpu"):
         loaded = load_clip(WEIGHTS / "clip", WEIGHTS / "base" / "tokenizer", "cpu")
     clip: Any = copy.deepcopy(loaded.model).to(META)
-    return Judge((clip,), lambda pixels: clip.encode_image(F.interpolate(pixels, clip.visual.image_size)))
+    return Judge((clip,), clip.visual, lambda pixels: clip.encode_image(F.interpolate(pixels, clip.visual.image_size)))
 
 
 def _pocket_segmenter() -> Judge:
     from hypersd_bench.pocket.segmenter import Solo
 
     solo = Solo()
-    return Judge((solo,), lambda pixels: sum(x.mean() for x in solo(pixels)))  # type: ignore[return-value,misc]
+    return Judge((solo,), solo, lambda pixels: sum(x.mean() for x in solo(pixels)))  # type: ignore[return-value,misc]
 
 
 def _mask_rcnn() -> Judge:
@@ -137,7 +145,7 @@ def _mask_rcnn() -> Judge:
     from distill.rewards.mask_rcnn import detector
 
     model = detector()
-    return Judge((model,), lambda pixels: sum(  # type: ignore[return-value,misc]
+    return Judge((model,), model.backbone, lambda pixels: sum(  # type: ignore[return-value,misc]
         x.mean() for x in model.backbone(F.interpolate(pixels, DETECTOR_SIDE)).values()
     ))  # fmt: skip
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -46,6 +47,7 @@ from hypersd_bench.pocket.training import fast_bf16
 from hypersd_bench.provenance import collect, sha256
 from hypersd_bench.seeding import image_seed
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOG_EVERY = 5  # optimizer steps
 CHECKED_IMAGES = 16  # on which an exported file is compared with what was trained
 
@@ -75,13 +77,18 @@ class Trainer:
             cpu=device == "cpu",
             mixed_precision="bf16" if fast_bf16(torch.device(device)) else "no",
             gradient_accumulation_steps=self.preset.accumulate,
-            log_with="tensorboard",
+            log_with=["tensorboard", *self.preset.trackers],
             project_dir=str(run.path),
         )
         self._check_batch()
+        absent = [name for name in self.preset.trackers if name not in map(str, get_available_trackers())]
+        if absent:  # accelerate would go on without it
+            raise InputError(f"tracker {absent[0]!r} is not installed; pip install 'hypersd-bench[{absent[0]}]'")
         self.main: bool = self.accelerator.is_main_process  # the one that writes
         self.device: torch.device = self.accelerator.device
-        self.pipe = load_base(settings.base, self.device)
+        self.pipe = load_base(settings.base, self.device, DTYPES[self.preset.precision])
+        if self.device.type == "cuda":  # convolutions are faster so; on a CPU nothing was gained
+            self.pipe.unet.to(memory_format=torch.channels_last)
         cache = run.path / "cache" / run.manifest["settings"]["base_unet_sha256"][:12]
         with self.accelerator.main_process_first():  # the others find the caches filled
             data = open_data(settings.training_data, self.pipe, cache)
@@ -369,6 +376,9 @@ class Trainer:
             return
         rows = self.scoreboard.look(stage, self.position.images)
         self.accelerator.log(means(rows), step=self.position.images)
+        for tracker in self.accelerator.trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}  # the others know only this one
+            tracker.log_images({f"{stage.name}/samples": self.scoreboard.grid}, step=self.position.images, **layout)
         for row in rows:
             self._tell_alarms(row)
 

@@ -135,7 +135,7 @@ def _attention(
 
 
 @dataclass(frozen=True)
-class _Record:
+class Record:
     """What one call of a block takes: its FLOPs and the bytes beside what was there, forward, kept, backward."""
 
     outputs: list[tuple[torch.Size, torch.dtype]]
@@ -150,12 +150,12 @@ class _Record:
 class Replayed:
     """A module's forward that is measured at its first call of each kind, and afterwards only accounted for.
 
-    kind: tells calls apart that tensors do not: who is active, and whether its weights are trained (the last entry).
+    kind: tells calls apart that tensors do not: who is active, and whether its weights are trained.
     """
 
     def __init__(
-        self, module: nn.Module, name: str, meter: Meter, records: dict[Hashable, _Record],
-        kind: Callable[[], tuple[Hashable, bool]],
+        self, module: nn.Module, name: str, meter: Meter, records: dict[Hashable, Record],
+        kind: Callable[[], tuple[Hashable, bool]] = lambda: (None, False),
     ) -> None:  # fmt: skip
         self._forward = module.forward
         self._name, self._meter, self._records, self._kind = name, meter, records, kind
@@ -180,7 +180,7 @@ class Replayed:
         outputs = _Call.apply(self._meter, record, anchor, *tensors)  # type: ignore[no-untyped-call]
         return tree_unflatten(list(outputs), record.structure)
 
-    def _measure(self, leaves: list[Any], structure: Any, grad: bool) -> _Record:
+    def _measure(self, leaves: list[Any], structure: Any, grad: bool) -> Record:
         meter = self._meter
         before = meter.flops, meter.peak
         inputs = [x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in leaves]
@@ -189,14 +189,14 @@ class Replayed:
         with torch.set_grad_enabled(grad):
             outputs, out_structure = tree_flatten(self._forward(*args, **kwargs))
         made = [(x.shape, x.dtype) for x in outputs]
-        record = _Record(made, out_structure, meter.flops, meter.peak - start)
+        record = Record(made, out_structure, meter.flops, meter.peak - start)
         if grad:
             kept = max(0, meter.live - start - sum(x.numel() * x.element_size() for x in outputs))
             wanted = [x for x in outputs if x.requires_grad]
             gradients = [torch.empty_like(x) for x in wanted]
             start, meter.peak, meter.flops = meter.live, meter.live, 0
             torch.autograd.backward(wanted, gradients)
-            record = _Record(
+            record = Record(
                 made, out_structure, record.forward_flops, record.forward_bytes, kept, meter.flops, meter.peak - start
             )
             del wanted, gradients
@@ -205,7 +205,7 @@ class Replayed:
         return record
 
 
-def _made(record: _Record) -> list[Tensor]:
+def _made(record: Record) -> list[Tensor]:
     return [torch.empty(shape, dtype=dtype, device=META) for shape, dtype in record.outputs]
 
 
@@ -213,7 +213,7 @@ class _Call(torch.autograd.Function):
     """A block's forward and backward pass by its record."""
 
     @staticmethod
-    def forward(ctx: Any, meter: Meter, record: _Record, anchor: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, meter: Meter, record: Record, anchor: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Account for the forward pass; keep what the backward pass needs."""
         meter.flops += record.forward_flops
         meter.touch(record.forward_bytes)

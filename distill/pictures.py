@@ -45,7 +45,12 @@ def speaks_scenes(pipe: Pipeline) -> bool:
 
 def write_grid(path: Path, rows: Sequence[Tensor]) -> None:
     """Write rows of images (N, 3, H, W) uint8 as one PNG."""
-    grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)  # (3, rows x H, N x W)
     buffer = BytesIO()
-    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    as_grid(rows).save(buffer, "PNG")
     write_bytes(path, buffer.getvalue())
+
+
+def as_grid(rows: Sequence[Tensor]) -> Image.Image:
+    """Rows of images (N, 3, H, W) uint8 as one picture."""
+    grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)  # (3, rows x H, N x W)
+    return Image.fromarray(grid.permute(1, 2, 0).numpy())

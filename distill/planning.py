@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from distill.architectures import Architecture, find_architecture
 from distill.batch import Batch, Condition
 from distill.judges_on_meta import Judges
-from distill.metering import META, CudaRules, Meter, Replayed
+from distill.metering import META, CudaRules, Meter, Record, Replayed
 from distill.presets import Preset
-from distill.roles import OWN_WEIGHTS, Adapter, Roles
+from distill.roles import Adapter, Roles
 from distill.schedule import NoiseSchedule
 from distill.sources.sizes import predicted_bytes
 from distill.stages import LossFunction, Stage
@@ -201,7 +201,9 @@ class _Bench:
         self.micro_batch = preset.batch_size // preset.accumulate
         parts = architecture.parts
         with META:
-            unet = UNet2DConditionModel.from_config(dict(parts["unet"])).to(self.dtype).eval()
+            unet = _Unet.from_config(dict(parts["unet"]))
+            unet.stated_dtype = self.dtype
+            nn.Module.to(unet, self.dtype).eval()
             self.vae = AutoencoderKL.from_config(dict(parts["vae"])).eval().requires_grad_(False)
         if not parts["vae"].get("force_upcast", True):
             self.vae.to(self.dtype)
@@ -215,10 +217,13 @@ class _Bench:
         self.meter = Meter()
         self.unknown_judges: list[str] = []
         self.judged = any(stage.rewards for stage in stages)
-        records: dict[Hashable, Any] = {}
+        self.records: dict[Hashable, Record] = {}
         for network in {id(m): m for m in map(self.roles.network, self.roles._members)}.values():
             for name, block in _blocks(network):
-                block.forward = Replayed(block, name, self.meter, records, self._who)
+                block.forward = Replayed(block, name, self.meter, self.records, self._who)
+        self.vae.decoder.forward = Replayed(self.vae.decoder, "decoder", self.meter, self.records)
+        self._resident = _resident(self)
+        self._judges: dict[tuple[str, ...], Judges] = {}
 
     def _cast(self, unet: UNet2DConditionModel, schedule: NoiseSchedule, stages: Sequence[Stage]) -> Roles:
         with META:
@@ -238,7 +243,7 @@ class _Bench:
         adapters = roles._members[roles._active].adapters
         owned: Iterable[Any] = adapters or ((roles._active,) if roles._active in roles.adapters else ())
         trained = any(p.requires_grad for name in owned for p in roles.parameters(name)[:1])
-        return (len(adapters), roles.network(roles._active).dtype), trained
+        return len(adapters), trained
 
     def parameters(self) -> dict[str, int]:
         """How many weights each part has."""
@@ -250,7 +255,7 @@ class _Bench:
         """Measure a stage."""
         roles = self.roles
         roles.train(stage.trains, *(opponent.role for opponent in stage.opponents if opponent.role))
-        judges = Judges(self.vae, self.rules, self.preset, stage.rewards, True) if stage.rewards else None
+        judges = self._judges_of(stage)
         roles.feedback, roles.discriminator = judges, None
         for opponent in stage.opponents:
             if opponent.make is not None:
@@ -277,6 +282,14 @@ class _Bench:
             seconds=flops * stage.images / speed if speed else None,
         )  # fmt: skip
 
+    def _judges_of(self, stage: Stage) -> Judges | None:
+        if stage.rewards and stage.rewards not in self._judges:
+            judges = Judges(self.vae, self.rules, self.preset, stage.rewards)
+            for i, network in enumerate(judges.seeing()):
+                network.forward = Replayed(network, f"judge{len(self._judges)}-{i}", self.meter, self.records)
+            self._judges[stage.rewards] = judges
+        return self._judges[stage.rewards] if stage.rewards else None
+
     def _memory(self, trained: list[Any], heads: list[Any], judges: Judges | None, activations: int) -> StageMemory:
         adapters = [p for name in self.roles.adapters for p in self.roles.parameters(name)]
         parts = {
@@ -294,18 +307,34 @@ class _Bench:
         return StageMemory(**parts, reserve=reserve)
 
     def _measure(self, function: LossFunction, trained: list[Any]) -> tuple[int, int]:
-        """Highest bytes and mean FLOPs of a function's losses and their backward passes, over a few draws."""
-        peak, flops = 0, 0
+        """Highest bytes and mean FLOPs of a function's losses and their backward passes (a few draws)."""
+        own = [*trained, *(p.grad for p in trained)]
+        own += self.roles.feedback.parameters() if self.roles.feedback else []
+        peak, counts = 0, [0]
         for draw in range(DRAWS):
-            self.meter.reset(_resident(self, trained))
+            self.meter.reset([*self._resident, *own])
             with self.rules, self.meter:
                 losses = function(self.batch, self.roles, torch.Generator().manual_seed(draw))
                 learners = [loss for loss in (losses.student, *losses.opponents.values()) if loss is not None]
                 for loss in learners:
                     loss.backward()  # type: ignore[no-untyped-call]
-            peak, flops = max(peak, self.meter.peak), flops + self.meter.flops
+            peak = max(peak, self.meter.peak)
+            counts = [self.meter.flops] if draw == 0 else [*counts, self.meter.flops]
             del losses, learners
-        return peak, flops // DRAWS
+            if draw == 1 and len(set(counts)) == 1:
+                break
+        return peak, sum(counts) // len(counts)
+
+
+class _Unet(UNet2DConditionModel):  # type: ignore[misc]  # diffusers has no types
+    """A UNet that knows its precision without a search through all its weights, which takes longer than the rest."""
+
+    stated_dtype = torch.float32
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its precision."""
+        return self.stated_dtype
 
 
 class _QuickRoles(Roles):
@@ -327,17 +356,14 @@ class _QuickRoles(Roles):
         self._activate(self._active)
 
 
-def _resident(bench: _Bench, trained: Iterable[Any]) -> list[Tensor]:
-    """All tensors that were there before a step."""
-    networks = [bench.roles.network(role) for role in bench.roles._members]
-    modules: list[Any] = [*networks, bench.vae, *([bench.roles.discriminator] if bench.roles.discriminator else [])]
-    held = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    if bench.roles.feedback is not None:
-        held += bench.roles.feedback.parameters()
+def _resident(bench: _Bench) -> list[Tensor]:
+    """All tensors that are there before any step."""
+    networks = {id(m): m for m in map(bench.roles.network, bench.roles._members)}.values()
+    held = [tensor for module in (*networks, bench.vae) for tensor in (*module.parameters(), *module.buffers())]
     schedule, batch = bench.roles.schedule, bench.batch
     conditions = [value for cond in (batch.cond, batch.uncond) for value in (cond.text, cond.pooled, cond.time_ids)]
     held += [schedule.alphas, schedule.sigmas, batch.latents, *(value for value in conditions if value is not None)]
-    return [*held, *(p.grad for p in trained)]
+    return held
 
 
 def _blocks(unet: UNet2DConditionModel) -> list[tuple[str, nn.Module]]:
@@ -413,8 +439,8 @@ def _notes(bench: _Bench, where: Device, base: str, tflops: float | None) -> Ite
         yield "time: unknown without the device's speed; give --tflops, or one of " + ", ".join(GPUS)
     else:
         source = "given" if tflops else "from the data sheet" if where.name in GPUS else "measured here"
-        yield (f"time: {where.tflops:.3g} TFLOP/s {source}, {UTILISATION[where.kind]:.0%} of it used (assumed); training "
-               "alone, on one device, without loading data, samples and exports")  # fmt: skip
+        yield (f"time: {where.tflops:.3g} TFLOP/s {source}, {UTILISATION[where.kind]:.0%} of it used (assumed); "
+               "training alone, on one device, without loading data, samples and exports")  # fmt: skip
     yield "text encoders are counted as if they stayed on the device"
     if bench.judged and bench.preset.hyper_sd.perceptual == "mask-rcnn":
         yield "Mask R-CNN: its backbone's activations; those of its heads depend on what is seen"

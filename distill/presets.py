@@ -130,7 +130,8 @@ class Preset:
 
     images: training images seen, over all stages. batch_size: images per optimizer step over all processes, in
     ``accumulate`` parts on each. warmup: fraction of a stage's steps with rising learning rate. guidance: range of
-    the teacher's g (usual form). scenes: size of the pool of training scenes. cache: keep latents and embeddings on disk. resolution: pixels, 0 is the base's own.
+    the teacher's g (usual form). scenes: size of the pool of training scenes. cache: keep latents and embeddings on
+    disk. resolution: pixels, 0 is the base's own.
     precision: of the frozen base. sample_every_s: seconds between sample grids and scoreboards; 0 is never. scoreboard:
     ids of the metrics on it.
     """
@@ -154,6 +155,7 @@ class Preset:
     cache: bool = False
     resolution: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    trackers: tuple[Literal["wandb"], ...] = ()  # beside TensorBoard and JSONL, which are always written
     gradient_checkpointing: bool = False
     compile: bool = False  # docs/negative-results.md: does not pay on two CPU cores
     checkpoint_every_s: float = 60.0

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.pictures import write_grid
+from distill.pictures import as_grid, write_grid
 from distill.roles import Roles
 from distill.stages import Stage
 from hypersd_bench import registry
@@ -48,6 +48,7 @@ class Scoreboard:
         self._metric_ids, self._every_s = metrics, every_s
         self._next = time.monotonic() + every_s
         self.missing: dict[str, str] = {}
+        self.grid = np.zeros((0, 1, 1, 3), np.uint8)  # the last look's, (1, H, W, 3), for trackers
 
     @property
     def due(self) -> bool:
@@ -69,6 +70,7 @@ class Scoreboard:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         shown = slice(0, None, REPLICATES)
         grid = [self._teacher[shown], *(images[shown] for images in pictures.values())]
+        self.grid = np.asarray(as_grid(grid))[None]
         write_grid(self._folder / "samples" / f"{stage.name}-{images_seen}.png", grid)
         spent = time.monotonic() - began
         self._next = time.monotonic() + max(self._every_s, spent / MAX_SHARE)

@@ -36,7 +36,9 @@ class Settings:
         parts += [f"--set {name}={value}" for name, value in _changes(known, self.preset)]
         if self.data.source != "scenes":
             parts.append(f"--data {self.data.source!r}")
-        parts += [f"--set data.{name}={value}" for name, value in _changes(DataSettings(source=self.data.source), self.data)]
+        parts += [
+            f"--set data.{name}={value}" for name, value in _changes(DataSettings(source=self.data.source), self.data)
+        ]
         return " ".join([*parts, f"--seed {self.seed}"])
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -9,8 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,20 +22,23 @@ from click.testing import CliRunner
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
+from torch import Tensor
 
 from distill import loop
-from distill.checkpoint import Settings
+from distill.checkpoint import Position, RunFolder
 from distill.cli import distill
 from distill.loop import Trainer, train
-from distill.presets import find_preset
+from distill.settings import Settings
 from distill.stages import Losses, Stage
 from hypersd_bench import registry
 from hypersd_bench.errors import HypersdBenchError, InputError
 from hypersd_bench.pipelines import load_base, sample
 from hypersd_bench.sampling import read_contract, read_safetensors_metadata
 from tests.tiny_base import make_tiny_base
+from tests.tiny_runs import BATCH, tiny_settings
 
-STEPS_PER_STAGE = 4
+State = tuple[Position, dict[str, Tensor], dict[str, Any]]
+Runs = Callable[[str], tuple[Settings, Path]]
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +46,43 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(make_tiny_base(tmp_path_factory.mktemp("tiny") / "base"))
 
 
-def settings(method: str, base: str) -> Settings:
-    """Two batches a stage at least, checkpoints whenever the loop may write one."""
-    stages = len(registry.resolve("method", method)().stages(find_preset("tiny")))
-    images = 2 * STEPS_PER_STAGE * max(stages, 2)
-    preset = replace(find_preset("tiny"), images=images, batch_size=2, checkpoint_every_s=0.0)
-    return Settings(method, base, preset)
+@pytest.fixture(scope="module")
+def unstopped(base: str, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs that nothing stopped, one for each method asked for."""
+
+    @cache
+    def run(method: str) -> tuple[Settings, Path]:
+        chosen, out = tiny_settings(method, base), tmp_path_factory.mktemp(method) / "run"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "LOG_EVERY", 2)  # so that checkpoints lie within stages
+            saved[out] = keep_states(patch)
+            train(chosen, out)
+        return chosen, out
+
+    return run
 
 
-@pytest.fixture(scope="module", params=sorted(registry.METHODS))
-def finished(
-    request: pytest.FixtureRequest, base: str, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Settings, Path]:
-    """A run that nothing stopped."""
-    chosen, out = settings(request.param, base), tmp_path_factory.mktemp(request.param) / "run"
-    train(chosen, out)
-    return chosen, out
+saved: dict[Path, list[State]] = {}
+
+
+def keep_states(patch: pytest.MonkeyPatch) -> list[State]:
+    """Copies of everything that a run's checkpoints hold, in order."""
+    states: list[State] = []
+    save = RunFolder.save
+
+    def kept(self: RunFolder, position: Position, weights: Any, optimizers: Any) -> Path:
+        copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
+        states.append((replace(position, seconds=0.0), copies, copy.deepcopy(dict(optimizers))))
+        return save(self, position, weights, optimizers)
+
+    patch.setattr(RunFolder, "save", kept)
+    return states
+
+
+@pytest.fixture(params=sorted(registry.METHODS))
+def finished(request: pytest.FixtureRequest, unstopped: Runs) -> tuple[Settings, Path]:
+    """A run of each method that nothing stopped."""
+    return unstopped(request.param)
 
 
 def exported(out: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -118,13 +146,33 @@ def test_keys_are_those_diffusers_writes(finished: tuple[Settings, Path], tmp_pa
     assert load_file(tmp_path / "theirs.safetensors").keys() == load_file(file).keys()
 
 
-@pytest.mark.parametrize("stop_after", [3, STEPS_PER_STAGE, 2 * STEPS_PER_STAGE - 1])
+def assert_same_state(left: State, right: State) -> None:
+    """Position, every role's weights, the discriminator and both optimizers, to the bit."""
+    assert left[0] == right[0]
+    assert left[1].keys() == right[1].keys()
+    assert all(torch.equal(left[1][name], right[1][name]) for name in left[1])
+    assert left[2].keys() == right[2].keys()
+    for name in left[2]:
+        mine, theirs = left[2][name]["state"], right[2][name]["state"]
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[i][key], theirs[i][key]) for i in mine for key in mine[i])
+
+
+# hyper-sd's steps 0-2 are TSCD, 3-5 feedback, 6-8 adversarial TSCD, 9-11 one-step; lightning's 6-8 and 9-11 adversarial
+@pytest.mark.parametrize(
+    ("method", "stop_after"),
+    [
+        ("hyper-sd", 1), ("hyper-sd", 3), ("hyper-sd", 5), ("hyper-sd", 6), ("hyper-sd", 8), ("hyper-sd", 9),
+        ("hyper-sd", 11), ("lightning", 6), ("lightning", 8), ("lcm", 2), ("tcd", 2),
+    ],
+)  # fmt: skip
 def test_stopped_and_resumed_equals_unstopped(
-    finished: tuple[Settings, Path], stop_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    unstopped: Runs, method: str, stop_after: int, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Whatever was in memory is lost after ``stop_after`` steps: within a stage, on its border, and in the next."""
-    chosen, out = finished
-    monkeypatch.setattr(loop, "LOG_EVERY", 2)  # so that checkpoints lie within stages
+    chosen, out = unstopped(method)
+    monkeypatch.setattr(loop, "LOG_EVERY", 2)
     steps, step = [0], Trainer._step
 
     def counted(self: Trainer, stage: Stage, factor: float) -> None:
@@ -137,40 +185,84 @@ def test_stopped_and_resumed_equals_unstopped(
         patch.setattr(Trainer, "_step", counted)
         with pytest.raises(KeyboardInterrupt):
             train(chosen, tmp_path / "run")
+    torch.manual_seed(99)  # nothing may hang on the global generator
+    states = keep_states(monkeypatch)
     train(chosen, tmp_path / "run")
     assert_same_files(out, tmp_path / "run")
-    seen = [json.loads(line)["images_seen"] for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
-    assert seen == sorted(set(seen))
+    for resumed, unbroken in zip(reversed(states), reversed(saved[out]), strict=False):
+        assert_same_state(resumed, unbroken)
+    assert losses(tmp_path / "run") == losses(out)
 
 
-def test_killed_at_a_random_moment_it_ends_the_same(base: str, tmp_path: Path) -> None:
-    chosen = settings("hyper-sd", base)
-    program = (
-        "import sys; from pathlib import Path; from dataclasses import replace; from distill import loop\n"
-        "from distill.checkpoint import Settings; from distill.presets import find_preset\n"
-        "loop.LOG_EVERY = 1\n"
-        f"preset = replace(find_preset('tiny'), images={chosen.preset.images}, batch_size=2, checkpoint_every_s=0.0)\n"
-        "loop.train(Settings('hyper-sd', sys.argv[1], preset), Path(sys.argv[2]))\n"
+def losses(out: Path) -> list[dict[str, Any]]:
+    """The log without what the clock says."""
+    rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in ("images_per_s", "seconds")} for row in rows]
+
+
+def test_feedback_leaves_the_student_as_it_found_it(unstopped: Runs) -> None:
+    _, out = unstopped("hyper-sd")
+    states = saved[out]
+    after_tscd, after_feedback = (
+        next(weights for position, weights, _ in states if (position.stage, position.stage_images) == (n, 0))
+        for n in (1, 2)
     )
+    student = [name for name in after_tscd if name.startswith("student.")]
+    assert student
+    assert all(torch.equal(after_tscd[name], after_feedback[name]) for name in student)
+    feedback = [name for name in after_feedback if name.startswith("feedback.")]
+    assert any(not torch.equal(after_tscd[name], after_feedback[name]) for name in feedback)
+    tscd, merged = (
+        load_file(out / f"{name}.safetensors") for name in ("stages/hyper-sd-2steps-tscd", "hyper-sd-2steps")
+    )
+    assert tscd.keys() == merged.keys()
+    assert any(not torch.equal(tscd[name], merged[name]) for name in tscd)
+
+
+def test_rewards_and_those_only_watched_are_logged(unstopped: Runs) -> None:
+    _, out = unstopped("hyper-sd")
+    rows = {row["stage"]: row for row in losses(out)}
+    for stage in ("2-feedback", "one-step"):
+        assert {"reward/aesthetic/pocket", "held_out/clip-score/pocket", "saturation"} <= rows[stage].keys()
+    assert {"critic_loss", "matching", "distance"} <= rows["one-step"].keys()
+    assert {"discriminator_loss", "p_real", "p_fake"} <= rows["1-segments"].keys()
+
+
+def test_killed_at_a_random_moment_it_ends_the_same(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "killed"
-    root = Path(__file__).parents[2]
-    child = subprocess.Popen([sys.executable, "-c", program, base, str(out)], cwd=root, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "tests.tiny_runs", "hyper-sd", base, str(out), str(BATCH), "0"]
+    child = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not list(out.glob("checkpoints/*")) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(random.random())
+    time.sleep(3 * random.random())
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert (out / "distill.json").exists()
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    chosen = tiny_settings("hyper-sd", base)
     train(chosen, out)
     train(chosen, tmp_path / "whole")
     assert_same_files(tmp_path / "whole", out)
+    assert losses(out) == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("method", ["hyper-sd", "lightning"])
+def test_gradient_checkpointing_changes_nothing(
+    unstopped: Runs, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every stage, its discriminator's backbone and its critic included, to the bit."""
+    chosen, out = unstopped(method)
+    monkeypatch.setattr(loop, "LOG_EVERY", 2)
+    train(replace(chosen, preset=replace(chosen.preset, gradient_checkpointing=True)), tmp_path / "run")
+    assert losses(tmp_path / "run") == losses(out)
+    assert_same_files(out, tmp_path / "run")
 
 
 def test_ctrl_c_keeps_a_checkpoint_of_the_step_under_way(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = settings("tcd", base)
+    chosen = tiny_settings("tcd", base, steps=4)
     patient = replace(chosen, preset=replace(chosen.preset, checkpoint_every_s=1e9))
     step = Trainer._step
 
@@ -197,8 +289,8 @@ def test_a_loss_that_is_no_number_stops_the_run(base: str, tmp_path: Path, monke
 
     monkeypatch.setattr(tcd, "trajectory_consistency", poisoned)
     monkeypatch.setattr(loop, "LOG_EVERY", 2)
-    with pytest.raises(HypersdBenchError, match=r"not finite at step 6; last good checkpoint: .*00-000000000008"):
-        train(settings("tcd", base), tmp_path / "run")
+    with pytest.raises(HypersdBenchError, match=r"step 6 \(images scene.*last good checkpoint: .*00-000000000008"):
+        train(tiny_settings("tcd", base, steps=8), tmp_path / "run")
 
 
 def test_the_verb_says_what_is_wrong_in_one_line(base: str, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from distill.checkpoint import Position, RunFolder, keep_log_until, load_position, load_state
-from distill.sources.order import batch_indices
 from distill.presets import find_preset
 from distill.settings import Settings
+from distill.sources.order import batch_indices
 from hypersd_bench.errors import InputError
 
 

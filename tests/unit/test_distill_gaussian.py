@@ -1,7 +1,7 @@
 """Hyper-SD's losses where everything is known: data N(mu, s^2 I), whose score and ODE have closed forms.
 
-    x_t ~ N(alpha mu, v I),  v = alpha^2 s^2 + sigma^2;   eps(x, t) = sigma (x - alpha mu) / v
-    the probability-flow ODE from t to u:  x_u = alpha_u mu + sqrt(v_u / v_t) (x_t - alpha_t mu)
+x_t ~ N(alpha mu, v I),  v = alpha^2 s^2 + sigma^2;   eps(x, t) = sigma (x - alpha mu) / v
+the probability-flow ODE from t to u:  x_u = alpha_u mu + sqrt(v_u / v_t) (x_t - alpha_t mu)
 """
 
 from __future__ import annotations
@@ -95,7 +95,12 @@ def seeded(seed: int = 7) -> torch.Generator:
 
 def tscd(cast: Cast, batch: Batch, k: int, grid: int, rng: torch.Generator) -> Tensor:
     losses: Losses = hyper_sd.tscd(
-        batch, cast, rng, k=k, guidance=GUIDANCE, settings=replace(SETTINGS, grid=grid)  # type: ignore[arg-type]
+        batch,
+        cast,
+        rng,
+        k=k,
+        guidance=GUIDANCE,
+        settings=replace(SETTINGS, grid=grid),  # type: ignore[arg-type]
     )
     assert losses.student is not None
     return losses.student
@@ -202,7 +207,7 @@ def errors(student: Eps, k: int) -> list[float]:
     for t, u in boundaries(k):
         x = SCHEDULE.alpha(at(t)) * DATA.mu + DATA.variance(at(t)).sqrt() * torch.randn(64, *SHAPE).double()
         exact = DATA.flow(x, at(t), at(u))
-        step = SCHEDULE.ddim(x, student(x, at(t)), at(t), at(u))
+        step = SCHEDULE.ddim(x, student(x, at(t)), at(t), at(u)).detach()
         found.append(float((step - exact).norm() / (exact - x).norm()))
     return found
 
@@ -218,19 +223,21 @@ def test_the_fixed_point_is_the_exact_solution_at_each_boundary(k: int, monkeypa
             stops = [*range(t, u, -1000 // grid), u]
             for a, b in pairwise(stops):
                 walked = SCHEDULE.ddim(walked, DATA.eps(walked, at(a)), at(a), at(b))
-            torch.testing.assert_close(SCHEDULE.ddim(x, student(x, at(t)), at(t), at(u)), walked, rtol=1e-6, atol=1e-8)
+            step = SCHEDULE.ddim(x, student(x, at(t)).detach(), at(t), at(u))
+            torch.testing.assert_close(step, walked, rtol=1e-6, atol=1e-8)
     coarse, fine, finest = (torch.tensor(errors(found[grid], k)) for grid in (8, 40, 200))
-    print(coarse, fine, finest)
-    assert bool((finest < 0.3 * fine).all())
+    assert bool((finest < 0.3 * fine).all())  # DDIM is of first order: a fifth
+    assert bool((fine < coarse).all())
     assert float(finest.max()) < 0.02
-    naive = torch.tensor(errors(DATA.eps, k))
-    assert bool((finest < 0.2 * naive).all())
 
 
-@pytest.mark.parametrize("k", [8, 4, 2, 1])
-def test_with_ends_drawn_as_the_paper_draws_them(k: int) -> None:
-    student = trained(k, 40, per_point=256)
-    print(k, errors(student, k), errors(DATA.eps, k))
+@pytest.mark.parametrize("k", [8, 2, 1])
+def test_with_ends_anywhere_in_the_segment_the_fixed_point_is_a_compromise(k: int) -> None:
+    """A network that is not told t_end can't be exact for all of them: nearer than one DDIM step, not exact."""
+    student, ddim = torch.tensor(errors(trained(k, 40, per_point=64), k)), torch.tensor(errors(DATA.eps, k))
+    assert bool((student < 0.75 * ddim).all())
+    assert bool((student[:-1] < 0.1).all())  # where the segment ends in noise
+    assert 0.1 < float(student[-1]) < 0.5  # on the way to the clean end, most of the step is denoising
 
 
 def test_distribution_matching_is_the_difference_of_scores() -> None:

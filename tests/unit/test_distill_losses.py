@@ -84,15 +84,18 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], int]] = {
     "discriminator": (discriminator_loss, 2),
     "generator": (generator_loss, 1),
     "hinge": (lambda r: reward_hinge(r, 0.3), 1),
-    "scalings": (lambda x, x0: mse(*(c.expand(3, 1, 1, 1) * v for c, v in zip(boundary_scalings(T), (x, x0), strict=True))), 2),
-}  # fmt: skip
-T = torch.tensor([0, 19, 999])
+    "consistency": (lambda x, x0: mse(scaled(x, 0), scaled(x0, 1)), 2),
+}
+
+
+def scaled(x: Tensor, which: int) -> Tensor:
+    return boundary_scalings(torch.tensor([0, 19, 999]))[which] * x
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_against_finite_differences(name: str) -> None:
     function, arguments = LOSSES[name]
-    shape = (3, 2, 2, 2) if name == "scalings" else (6,)
+    shape = (3, 2, 2, 2) if name == "consistency" else (6,)
     assert torch.autograd.gradcheck(function, tuple(doubles(*shape, seed=seed) for seed in range(arguments)))
 
 
@@ -104,7 +107,9 @@ def test_the_gradient_of_distribution_matching_is_the_papers() -> None:
     for i in range(3):
         by_hand = (p_real[i] - p_fake[i]) / p_real[i].abs().mean()
         torch.testing.assert_close(gradient[i], by_hand / x.numel())  # of a mean over all values
-    assert all(g is None for g in torch.autograd.grad(distribution_matching(x, real, fake), (real, fake), allow_unused=True))
+    assert all(
+        g is None for g in torch.autograd.grad(distribution_matching(x, real, fake), (real, fake), allow_unused=True)
+    )
 
 
 def test_distribution_matching_against_finite_differences_of_its_frozen_target() -> None:

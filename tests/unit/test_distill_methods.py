@@ -2,52 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from math import sqrt
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler
 from torch import Tensor
 
+from distill.batch import Batch, Condition
 from distill.discriminator import Discriminator
 from distill.loop import learning_rate_factor
 from distill.methods import hyper_sd, lcm, lightning, tcd
-from distill.presets import PRESETS, Preset, find_preset
-from distill.roles import Role, Roles
-from distill.schedule import NoiseSchedule
+from distill.presets import (
+    PRESETS,
+    HyperSDSettings,
+    LCMSettings,
+    LightningSettings,
+    Preset,
+    TCDSettings,
+    find_preset,
+)
+from distill.roles import Kind, Role, Roles
 from distill.segments import draw_interval, segment_start
-from distill.stages import Batch, Method, Stage, draw_guidance, draw_noise, split_images
+from distill.stages import Method, Stage, draw_guidance, draw_noise, offset_noise, split_images
 from hypersd_bench import registry
 from hypersd_bench.errors import InputError
-from hypersd_bench.sampling import trailing
+from tests.tiny_cast import SD, tiny_batch, tiny_cast
 
-SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 ABAR = DDIMScheduler(**SD).alphas_cumprod.double()
 GUIDANCE = (2.0, 4.0)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def roles() -> Roles:
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2,
-        cross_attention_dim=8, attention_head_dim=2, norm_num_groups=4,
-    ).eval()  # fmt: skip
-    cast = Roles(unet, NoiseSchedule.from_config(SD, set_alpha_to_one=True), rank=2)
-    cast.add("previous")
-    with torch.no_grad():
-        for i, adapter in enumerate(cast.adapters):
-            for parameter in cast.parameters(adapter):
-                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(i))
-    return cast
+    return tiny_cast("previous")
 
 
 @pytest.fixture
 def batch() -> Batch:
-    generator = torch.Generator().manual_seed(5)
-    return Batch(*(torch.randn(*size, generator=generator) for size in ((6, 4, 8, 8), (6, 5, 8), (1, 5, 8))))
+    return tiny_batch()
 
 
 def seeded() -> torch.Generator:
@@ -63,7 +58,7 @@ def sigma(t: int) -> float:
 
 
 def f(roles: Roles, role: Role, x: Tensor, t: int, text: Tensor) -> Tensor:
-    return roles.predict(role, x[None], torch.tensor([t]), text[None])[0].detach()
+    return roles.predict(role, x[None], torch.tensor([t]), Condition(text[None]))[0].detach()
 
 
 def ddim(x: Tensor, eps: Tensor, t: int, s: int) -> Tensor:
@@ -78,25 +73,27 @@ def guided_step(roles: Roles, x: Tensor, t: int, s: int, text: Tensor, empty: Te
 
 @pytest.mark.parametrize("k", [8, 4, 2, 1])
 def test_tscd_is_equation_12(roles: Roles, batch: Batch, k: int) -> None:
-    loss = hyper_sd.tscd(batch, roles, seeded(), k=k, guidance=GUIDANCE).student
+    loss = hyper_sd.tscd(batch, roles, seeded(), k=k, guidance=GUIDANCE, settings=HyperSDSettings()).student
+    assert loss is not None
     rng = seeded()
-    draws = draw_interval(6, k, 1000, hyper_sd.GRID, rng)
-    g, eps = draw_guidance(batch, GUIDANCE, rng), draw_noise(batch.z0, rng)
+    draws = draw_interval(6, k, 1000, 40, rng)
+    g, eps = draw_guidance(batch, GUIDANCE, rng), offset_noise(batch.latents, rng, 0.1)
     per_image = []
     for i, (t, t_prev, t_end) in enumerate(zip(*(values.tolist() for values in draws), strict=True)):
-        x = alpha(t) * batch.z0[i] + sigma(t) * eps[i]
-        x_hat = guided_step(roles, x, t, t_prev, batch.text[i], batch.empty[0], float(g[i]))
-        target = ddim(x_hat, f(roles, "ema", x_hat, t_prev, batch.text[i]), t_prev, t_end)
-        student = ddim(x, f(roles, "student", x, t, batch.text[i]), t, t_end)
+        x = alpha(t) * batch.latents[i] + sigma(t) * eps[i]
+        x_hat = guided_step(roles, x, t, t_prev, batch.cond.text[i], batch.uncond.text[0], float(g[i]))
+        target = ddim(x_hat, f(roles, "ema", x_hat, t_prev, batch.cond.text[i]), t_prev, t_end)
+        student = ddim(x, f(roles, "student", x, t, batch.cond.text[i]), t, t_end)
         per_image.append(float((student - target).square().mean()))
     assert float(loss.detach()) == pytest.approx(sum(per_image) / 6, rel=1e-3)
 
 
 def test_lcm_is_its_papers_loss(roles: Roles, batch: Batch) -> None:
-    loss = lcm.consistency(batch, roles, seeded(), guidance=GUIDANCE).student
+    loss = lcm.consistency(batch, roles, seeded(), guidance=GUIDANCE, settings=LCMSettings()).student
+    assert loss is not None
     rng = seeded()
     draws = draw_interval(6, 1, 1000, 50, rng)
-    g, eps = draw_guidance(batch, GUIDANCE, rng), draw_noise(batch.z0, rng)
+    g, eps = draw_guidance(batch, GUIDANCE, rng), draw_noise(batch.latents, rng)
 
     def consistency(role: Role, x: Tensor, t: int, text: Tensor) -> Tensor:
         x0 = (x - sigma(t) * f(roles, role, x, t, text)) / alpha(t)
@@ -105,25 +102,26 @@ def test_lcm_is_its_papers_loss(roles: Roles, batch: Batch) -> None:
     per_image = []
     for i, (t, t_prev) in enumerate(zip(draws.t.tolist(), draws.t_prev.tolist(), strict=True)):
         assert t_prev == max(t - 20, 0)
-        x = alpha(t) * batch.z0[i] + sigma(t) * eps[i]
-        x_prev = guided_step(roles, x, t, t_prev, batch.text[i], batch.empty[0], float(g[i]))
-        d = consistency("student", x, t, batch.text[i]) - consistency("ema", x_prev, t_prev, batch.text[i])
+        x = alpha(t) * batch.latents[i] + sigma(t) * eps[i]
+        x_prev = guided_step(roles, x, t, t_prev, batch.cond.text[i], batch.uncond.text[0], float(g[i]))
+        d = consistency("student", x, t, batch.cond.text[i]) - consistency("ema", x_prev, t_prev, batch.cond.text[i])
         per_image.append(float((torch.sqrt(d**2 + 1e-3**2) - 1e-3).mean()))
     assert float(loss.detach()) == pytest.approx(sum(per_image) / 6, rel=1e-3)
 
 
 def test_tcd_is_its_papers_loss(roles: Roles, batch: Batch) -> None:
-    loss = tcd.trajectory_consistency(batch, roles, seeded(), guidance=GUIDANCE).student
+    loss = tcd.trajectory_consistency(batch, roles, seeded(), guidance=GUIDANCE, settings=TCDSettings()).student
+    assert loss is not None
     rng = seeded()
     draws = draw_interval(6, 1, 1000, 50, rng)
     ends = tcd.draw_end(draws.t_prev, 20, rng)
-    g, eps = draw_guidance(batch, GUIDANCE, rng), draw_noise(batch.z0, rng)
+    g, eps = draw_guidance(batch, GUIDANCE, rng), draw_noise(batch.latents, rng)
     per_image = []
     for i, (t, t_prev, s) in enumerate(zip(draws.t.tolist(), draws.t_prev.tolist(), ends.tolist(), strict=True)):
-        x = alpha(t) * batch.z0[i] + sigma(t) * eps[i]
-        x_prev = guided_step(roles, x, t, t_prev, batch.text[i], batch.empty[0], float(g[i]))
-        target = ddim(x_prev, f(roles, "ema", x_prev, t_prev, batch.text[i]), t_prev, s)
-        per_image.append(float((ddim(x, f(roles, "student", x, t, batch.text[i]), t, s) - target).square().mean()))
+        x = alpha(t) * batch.latents[i] + sigma(t) * eps[i]
+        x_prev = guided_step(roles, x, t, t_prev, batch.cond.text[i], batch.uncond.text[0], float(g[i]))
+        target = ddim(x_prev, f(roles, "ema", x_prev, t_prev, batch.cond.text[i]), t_prev, s)
+        per_image.append(float((ddim(x, f(roles, "student", x, t, batch.cond.text[i]), t, s) - target).square().mean()))
     assert float(loss.detach()) == pytest.approx(sum(per_image) / 6, rel=1e-3)
 
 
@@ -142,49 +140,37 @@ def test_a_perfect_student_has_no_loss(roles: Roles, batch: Batch) -> None:
     torch.testing.assert_close(lightning.student_step(batch, roles, span), target)
 
 
-@pytest.mark.parametrize(("before", "n"), [(64, 32), (32, 8), (8, 4), (4, 2), (2, 1)])
-def test_lightning_spans_join_inference_timesteps(roles: Roles, batch: Batch, before: int, n: int) -> None:
-    large = Batch(batch.z0.repeat(50, 1, 1, 1), batch.text.repeat(50, 1, 1), batch.empty)
-    span = lightning.draw_span(large, roles, seeded(), before, n)
-    assert set(span.t.tolist()) <= set(trailing(n))
-    assert set(span.s.tolist()) <= {*trailing(n)[1:], -1}
-    assert set(span.stops[:, :-1].flatten().tolist()) <= set(trailing(before))
-    assert span.stops.shape[1] == before // n + 1
-    if n <= 8:  # 300 draws see every span
-        assert set(span.t.tolist()) == set(trailing(n))
-
-
 def test_lightning_walks_the_previous_students_ddim(roles: Roles, batch: Batch) -> None:
     span = lightning.draw_span(batch, roles, seeded(), 8, 2)
     walked = lightning.walk(batch, roles, span)
     for i in range(6):
         x, stops = span.x[i], span.stops[i].tolist()
         for t, s in pairwise(stops):
-            x = ddim(x, f(roles, "previous", x, t, batch.text[i]), t, s)
+            x = ddim(x, f(roles, "previous", x, t, batch.cond.text[i]), t, s)
         torch.testing.assert_close(walked[i], x, rtol=1e-3, atol=1e-3)
 
 
 def test_at_the_start_lightning_sees_noise_alone(roles: Roles, batch: Batch) -> None:
     span = lightning.draw_span(batch, roles, seeded(), 2, 1)
-    other = lightning.draw_span(batch._replace(z0=batch.z0 + 5), roles, seeded(), 2, 1)
+    other = lightning.draw_span(replace(batch, z0=batch.latents + 5), roles, seeded(), 2, 1)
     assert torch.equal(span.x, other.x)
     rng = seeded()
     torch.randint(1, (6,), generator=rng)
-    torch.testing.assert_close(span.x, sigma(999) * draw_noise(batch.z0, rng))
+    torch.testing.assert_close(span.x, sigma(999) * draw_noise(batch.latents, rng))
 
 
-@pytest.mark.parametrize("make", [lightning.conditional, lightning.unconditional])
-def test_each_adversarial_loss_reaches_its_own_player(roles: Roles, batch: Batch, make: object) -> None:
-    roles.discriminator = make(roles.unet)  # type: ignore[operator]
-    assert isinstance(roles.discriminator, Discriminator)
-    losses = lightning.adversarial(batch, roles, seeded(), before=4, n=2)
-    assert losses.discriminator is not None
+@pytest.mark.parametrize("conditional", [True, False])
+def test_each_adversarial_loss_reaches_its_own_player(roles: Roles, batch: Batch, conditional: bool) -> None:
+    roles.discriminator = Discriminator(roles, conditional)
+    losses = lightning.adversarial(batch, roles, seeded(), before=4, n=2, settings=LightningSettings())
+    assert losses.student is not None
+    opponent = losses.opponents["discriminator"]
     student, heads = roles.parameters("student"), list(roles.discriminator.parameters())
     toward_heads = torch.autograd.grad(losses.student, heads, retain_graph=True, allow_unused=True)
-    toward_student = torch.autograd.grad(losses.discriminator, student, retain_graph=True, allow_unused=True)
+    toward_student = torch.autograd.grad(opponent, student, retain_graph=True, allow_unused=True)
     assert all(gradient is None for gradient in (*toward_heads, *toward_student))
     assert any(bool(g.any()) for g in torch.autograd.grad(losses.student, student, allow_unused=True) if g is not None)
-    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(losses.discriminator, heads))
+    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(opponent, heads))
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -199,16 +185,21 @@ def test_every_method_has_the_same_budget(name: str, preset: str) -> None:
         assert len(set(values)) == len(values)
 
 
+@pytest.mark.parametrize("student", ["lora", "unet"])
 @pytest.mark.parametrize("name", sorted(registry.METHODS))
-def test_every_method_can_be_sampled_at_1_2_4_and_8_steps(name: str) -> None:
-    stages: tuple[Stage, ...] = registry.resolve("method", name)().stages(find_preset("pocket"))
+def test_every_method_can_be_sampled_at_1_2_4_and_8_steps(name: str, student: Kind) -> None:
+    preset = replace(find_preset("pocket"), student=student)
+    stages: tuple[Stage, ...] = registry.resolve("method", name)().stages(preset)
     published = [stage for stage in stages if "/" not in stage.export]
-    assert sorted(steps for stage in published for steps in stage.contract.timesteps) == [1, 2, 4, 8]
+    assert {steps for stage in published for steps in stage.contract.timesteps} == {1, 2, 4, 8}
+    for stage in published:
+        assert sum(set(stage.contract.timesteps) == set(other.contract.timesteps) for other in published) == 1
 
 
 def test_hyper_sd_samples_from_boundary_to_boundary() -> None:
-    for stage, k in zip(hyper_sd.HyperSD().stages(find_preset("tiny")), hyper_sd.SEGMENTS, strict=True):
-        t = torch.tensor(stage.contract.timesteps[k])
+    stages = {stage.name: stage for stage in hyper_sd.HyperSD().stages(find_preset("pocket"))}
+    for k in (8, 4, 2, 1):
+        t = torch.tensor(stages[f"{k}-segments"].contract.timesteps[k])
         assert segment_start(t + 1, k, 1000).tolist() == t.tolist()  # every step starts on a boundary
 
 
@@ -220,10 +211,12 @@ def test_shares_are_whole_batches_and_add_up() -> None:
 
 
 def test_too_few_images_for_the_stages_are_refused() -> None:
-    with pytest.raises(InputError, match="13 stages"):
-        lightning.Lightning().stages(Preset(name="mine", images=64, batch_size=8))
+    with pytest.raises(InputError, match=r"too few for 13 stages; give at least 104"):
+        lightning.Lightning().stages(replace(find_preset("pocket"), images=64, batch_size=8))
     with pytest.raises(InputError, match="64 would be"):
         Preset(name="mine", images=65, batch_size=8)
+    with pytest.raises(InputError, match="4 images can't be accumulated in 3"):
+        Preset(name="mine", images=64, batch_size=4, accumulate=3)
 
 
 def test_an_unknown_preset_gets_the_nearest() -> None:

@@ -1,28 +1,24 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from distill.batch import Batch, Condition
 from distill.checkpoint import Position
 from distill.discriminator import Discriminator, features, play
-from distill.loop import Trainer
 from distill.methods import hyper_sd
-from distill.presets import find_preset
-from distill.roles import OWN_WEIGHTS, Adapter, Role, Roles, guidance_embedding
+from distill.roles import Adapter, Kind, Role, Roles, guidance_embedding
 from distill.schedule import NoiseSchedule
-from distill.settings import Settings
 from distill.stages import Stage
 from hypersd_bench import registry
 from hypersd_bench.errors import InputError
 from tests.tiny_cast import SD, scatter, tiny_batch, tiny_cast, tiny_unet
+from tests.tiny_runs import pipe_of, trainer_of
 
 Inputs = tuple[Tensor, Tensor, Condition]
 ALL: tuple[Adapter, ...] = ("student", "ema", "previous", "critic", "feedback", "backbone")
@@ -131,9 +127,7 @@ def test_who_speaks_does_not_decide_who_is_trained(either: Roles, role: Role) ->
 
 
 @pytest.mark.parametrize("adapter", ["critic", "backbone"])
-def test_a_trained_opponent_receives_gradient_beside_the_student(
-    either: Roles, inputs: Inputs, adapter: Any
-) -> None:
+def test_a_trained_opponent_receives_gradient_beside_the_student(either: Roles, inputs: Inputs, adapter: Any) -> None:
     either.train("student", adapter)
     assert trainable(either) == {"student", adapter}
     assert not either.predict(adapter, *inputs).requires_grad  # a score is not a loss
@@ -166,7 +160,9 @@ def test_feedback_is_a_lora_on_the_frozen_student(roles: Roles, inputs: Inputs) 
 
 def test_feedback_adds_up_with_the_student(roles: Roles, inputs: Inputs) -> None:
     """B2 A2 x + B1 A1 x: one layer's answer under student and feedback is the sum of both corrections."""
-    layer: Any = next(module for name, module in roles.unet.named_modules() if name.endswith("mid_block.resnets.0.conv1"))
+    layer: Any = next(
+        module for name, module in roles.unet.named_modules() if name.endswith("mid_block.resnets.0.conv1")
+    )
     x = torch.randn(1, 16, 4, 4)
 
     def correction(adapter: str) -> Tensor:
@@ -204,7 +200,7 @@ def test_training_feedback_leaves_the_student_as_it_was(roles: Roles, inputs: In
 def test_a_full_student_is_a_unet_of_its_own(inputs: Inputs) -> None:
     roles = tiny_cast("previous", "critic", kind="unet")
     base = {id(parameter) for parameter in roles.unet.parameters()}
-    for adapter in OWN_WEIGHTS:
+    for adapter in ("student", "ema", "previous"):
         assert not base & {id(parameter) for parameter in roles.parameters(adapter)}
         assert len(roles.state(adapter)) == len(tiny_unet().state_dict())
     assert roles.network("student") is not roles.unet
@@ -377,24 +373,16 @@ def test_checkpointing_gives_both_players_the_same_gradients(roles: Roles, input
 # what the loop does with the cast, at the start of every stage of every method
 
 
-def beginnings(name: str, kind: Any) -> Any:
-    """A trainer of ``name`` with a tiny cast, without a run folder, data or pipeline."""
-    preset = find_preset("tiny")
-    preset = replace(preset, images=4096, student=kind, discriminator_backbone="trained")
-    trainer: Any = object.__new__(Trainer)
-    trainer.settings, trainer.preset = Settings(name, "none", preset), preset
-    trainer.stages = registry.resolve("method", name)().stages(preset)
-    trainer.accelerator, trainer.device = Accelerator(cpu=True), torch.device("cpu")
-    trainer.pipe = SimpleNamespace(unet=tiny_unet(), scheduler=SimpleNamespace(config=SD))
-    trainer.roles = trainer._cast()
-    trainer.position = Position()
-    trainer._judges = lambda stage: None  # rewards need pictures
+def beginnings(name: str, kind: Kind = "lora") -> Any:
+    """A trainer on the tiny UNet, whose stages need no pictures looked at."""
+    trainer: Any = trainer_of(name, pipe_of(tiny_unet(), SD), kind)
+    trainer._judges = lambda stage: None
     return trainer
 
 
 @pytest.mark.parametrize("kind", ["lora", "unet"])
 @pytest.mark.parametrize("name", sorted(registry.METHODS))
-def test_no_optimizer_ever_holds_another_roles_parameters(name: str, kind: str) -> None:
+def test_no_optimizer_ever_holds_another_roles_parameters(name: str, kind: Kind) -> None:
     trainer = beginnings(name, kind)
     roles: Roles = trainer.roles
     for stage in trainer.stages:
@@ -419,7 +407,7 @@ def test_no_optimizer_ever_holds_another_roles_parameters(name: str, kind: str) 
 
 @pytest.mark.parametrize("name", sorted(registry.METHODS))
 def test_every_stage_starts_from_the_student_before_and_a_fresh_mean(name: str) -> None:
-    trainer = beginnings(name, "lora")
+    trainer = beginnings(name)
     roles: Roles = trainer.roles
     for stage in trainer.stages:
         scatter(roles)  # as if the stage before had trained everybody
@@ -435,15 +423,17 @@ def test_every_stage_starts_from_the_student_before_and_a_fresh_mean(name: str) 
 
 
 def test_finishing_a_feedback_stage_hands_on_the_student_it_found(tmp_path: Path) -> None:
-    trainer = beginnings("hyper-sd", "lora")
+    trainer = beginnings("hyper-sd")
     roles: Roles = trainer.roles
     (tmp_path / "stages").mkdir()
     trainer.exporter = SimpleNamespace(export=lambda *_: 0.0)
-    trainer.run = SimpleNamespace(path=tmp_path, finish_stage=lambda entry: None, manifest={"settings": {"base_unet_sha256": ""}})
+    trainer.run = SimpleNamespace(
+        path=tmp_path, finish_stage=lambda entry: None, manifest={"settings": {"base_unet_sha256": ""}}
+    )
     trainer.data = SimpleNamespace(batch=lambda *_: tiny_batch(2))
     trainer._save = lambda: None
     stages: dict[str, Stage] = {stage.name: stage for stage in trainer.stages}
-    for name in ("8-segments", "8-feedback"):
+    for name in ("2-segments", "2-feedback"):
         stage = stages[name]
         (tmp_path / f"{stage.export}.safetensors").write_bytes(b"")
         trainer._begin(stage, None)
