@@ -53,7 +53,7 @@ def _size_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--base", default="pocket", show_default=True,
             help="Teacher: pocket, sd15, sdxl, a diffusers pipeline folder, or a hub id.",
         ),
-        click.option("--preset", help="pocket, pocket-demo, tiny, sd15, sdxl, sdxl-24gb; the base's own name by default."),
+        click.option("--preset", help="pocket, pocket-demo, tiny, sd15, sdxl, sdxl-24gb; by default, the base's."),
         click.option("--images", type=click.IntRange(min=1), help="Training images to see, instead of the preset's."),
         click.option("--rank", type=click.IntRange(min=1), help="Rank of the LoRAs, instead of the preset's."),
         click.option("--student", type=click.Choice(["lora", "unet"]), help="LoRAs, or full weights."),

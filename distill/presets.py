@@ -17,10 +17,11 @@ from hypersd_bench.errors import InputError, unknown_name
 class HyperSDSettings:
     """Hyper-SD (2404.13686) on one kind of base.
 
-    shares: of the images, for TSCD at each of ``segments``, then for the feedback LoRAs at all of them but the last,
-    then for the one-step stage. mse_weights, adversarial_weights: of d, by segments. rewards: ids, optimised in the
-    feedback and one-step stages, each times its own weight and ``reward_scale``. feedback_ratio: how much of the
-    feedback LoRA is merged. timestep: what the one-step student is told it sees at t = T.
+    segments: none leaves only the one-step stage, from the teacher. shares: of the images, for TSCD at each of them,
+    then for the feedback LoRAs at all of them but the last, then for the one-step stage. mse_weights,
+    adversarial_weights: of d, by segments. rewards: ids, optimised in the feedback and one-step stages, each times its
+    own weight and the stage's scale. feedback_ratio: how much of the feedback LoRA is merged. timestep: what the
+    one-step student is told it sees at t = T.
     """
 
     segments: tuple[int, ...] = (8, 4, 2, 1)
@@ -36,7 +37,7 @@ class HyperSDSettings:
     watched: tuple[str, ...] = ()  # rewards that are logged and never optimised
     perceptual: str | None = None  # segmenter of the perceptual reward (eq. 14)
     perceptual_weight: float = 0.1  # ours; unpublished
-    reward_scale: float = 1e-3  # ReFL's released code
+    reward_scale: float = 1e-3  # ReFL's released code, in the feedback stages
     feedback_ratio: float = 1.0  # ours; the paper merges "at a chosen ratio"
     feedback_learning_rate: float = 1e-5  # ours; ReFL's LoRA-free recipe
     timestep: int = 999  # unified LoRA; the dedicated UNet is told 800
@@ -178,11 +179,15 @@ class Preset:
 # The miniature: a short budget on 8x8 latents, so rates are higher and stages shorter than any paper's. All ours.
 _POCKET_HYPER_SD = HyperSDSettings(
     rewards=("aesthetic/pocket", "clip-score/pocket"),
+    watched=("concept/pocket",),  # the checker, which no training follows
     perceptual="pocket",
     adversarial_weights=(0.0, 0.0, 0.01, 0.02),
+    reward_scale=1e-2,
+    perceptual_weight=2e-2,
     feedback_learning_rate=1e-3,
-    one_step_learning_rate=5e-4,
-    critic_learning_rate=1e-3,
+    one_step_learning_rate=2e-3,
+    one_step_reward_scale=1e-2,
+    critic_learning_rate=2e-3,
     critic_updates=2,
     real_guidance=3.0,
     offset_noise=0.0,

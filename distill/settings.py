@@ -69,8 +69,8 @@ def read_settings(folder: Path, method: str) -> Settings:
         return TypeAdapter(Settings).validate_python(stored)
     except (ValidationError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"--resume {folder}: its settings are not this version's ({reason}); finish it with the version "
-                         "that began it, or start anew") from None  # fmt: skip
+        raise InputError(f"--resume {folder}: its settings are not this version's ({reason}); finish it with the "
+                         "version that began it, or start anew") from None  # fmt: skip
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -87,7 +87,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def _changes(known: Any, chosen: Any, prefix: str = "") -> list[tuple[str, str]]:
     """The dotted names of settings that differ from a known one's, and their values as YAML."""
     found = []
-    for name in (field.name for field in fields(chosen)):
+    for name in (each.name for each in fields(chosen)):
         before, now = getattr(known, name), getattr(chosen, name)
         if hasattr(now, "__dataclass_fields__"):
             found += _changes(before, now, f"{prefix}{name}.")

@@ -6,7 +6,7 @@ A difference is always model minus baseline, on the images that both have: same 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from metrics.stats import (
 Verdict = Literal["better", "worse", "no difference shown"]
 Cell = tuple[str, int]  # model, steps
 Key = tuple[str, int]  # prompt id, replicate: what models share
+Pair = tuple[str, str, int]  # model, baseline, steps of both
 ALPHA = 0.05
 RATE = "rate"  # the unit of values in [0, 1]
 FRECHET = "fid/"  # set metrics of this family are Fréchet distances of their features
@@ -78,16 +79,30 @@ def comparisons(store: RunStore, baseline: str | None = None) -> list[Comparison
     models = {model for model, _ in run.cells}
     if baseline not in models:
         raise unknown_name("model", baseline, models, str(store.folder))
+    return _compared(run, [(model, baseline, steps) for model, steps in run.cells if model != baseline])
+
+
+def contrasts(store: RunStore, pairs: Iterable[Pair]) -> list[Comparison]:
+    """Compare chosen pairs, (model, baseline, steps), wherever both have scores; one that has none is left out."""
+    run = _Run(store)
+    return _compared(run, [pair for pair in pairs if (pair[0], pair[2]) in run.images])
+
+
+def _compared(run: _Run, pairs: Sequence[Pair]) -> list[Comparison]:
     found = [
         Comparison(info.id, model, steps, baseline, difference, 1.0, "no difference shown")
         for info in run.infos
-        for model, steps in run.cells
-        if model != baseline and (difference := _difference(run, info, (model, steps), (baseline, steps)))
+        for model, baseline, steps in pairs
+        if (difference := _difference(run, info, (model, steps), (baseline, steps)))
     ]
-    direction = {info.id: info.direction for info in run.infos}
+    return corrected(found, {info.id: info for info in run.infos})
+
+
+def corrected(found: Sequence[Comparison], infos: Mapping[str, MetricInfo]) -> list[Comparison]:
+    """The same comparisons, judged after Holm's correction over all of them."""
     adjusted = holm([comparison.difference.p_value for comparison in found])
     return [
-        replace(c, p_holm=p, verdict=verdict(c.difference.value, p, direction[c.metric] == "higher"))
+        replace(c, p_holm=p, verdict=verdict(c.difference.value, p, infos[c.metric].direction == "higher"))
         for c, p in zip(found, adjusted, strict=True)
     ]
 

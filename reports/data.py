@@ -193,7 +193,7 @@ def read_report(store: RunStore) -> ReportData:
         steps=tuple(sorted({row.steps for row in images})),
         metrics=tuple(MetricInfo(**entry) for entry in manifest["metrics"] if entry["id"] in scored),
         cells=cells,
-        differences=_differences(compared_with(baseline)) if baseline else (),
+        differences=to_differences(compared_with(baseline)) if baseline else (),
         latencies=_latencies(store.timings()),
         grid=grid,
         curves=tuple(curve for entry in manifest["models"] for curve in read_curves(store.folder, entry)),
@@ -348,7 +348,8 @@ def _best(group: Sequence[Summary]) -> Summary:
     return max(group, key=lambda s: sign * s.estimate.value if s.estimate else float("-inf"))
 
 
-def _differences(found: Iterable[Comparison]) -> tuple[Difference, ...]:
+def to_differences(found: Iterable[Comparison]) -> tuple[Difference, ...]:
+    """Comparisons as a report shows them."""
     return tuple(
         Difference(
             metric=c.metric,

@@ -52,7 +52,7 @@ class HyperSD:
     def stages(self, preset: Preset) -> tuple[Stage, ...]:
         """For each k a TSCD and, for LoRAs, a feedback stage; then one step, which gives the unified LoRA."""
         chosen = preset.hyper_sd
-        check_grid(NUM_TRAIN_TIMESTEPS, chosen.grid, chosen.segments)
+        check_grid(NUM_TRAIN_TIMESTEPS, chosen.grid, chosen.segments or (1,))
         feedback = list(chosen.segments[:-1]) if chosen.rewards and preset.student == "lora" else []
         plan = [("tscd", k, share) for k, share in zip(chosen.segments, chosen.shares, strict=True)]
         for k, share in zip(feedback, chosen.feedback_shares, strict=False):

@@ -40,6 +40,7 @@ def lora_family(path: Path, family: str, base: str, license: str = "") -> list[M
             training=training,
             trained_on=_trained_on(file, card),
             notes=_how_it_was_made(card, family),
+            card=card,
         )
         for file, card in ((file, _card(file)) for file in files)
     ]

@@ -17,6 +17,7 @@ class ModelSpec:
     name: unique, ``family`` or ``family-<steps>steps``. family: what a report calls it. base: the pipeline it runs on
     (``pocket``, a folder, a hub id). kind: ``base`` has no weights of its own, ``lora`` is a safetensors file.
     trained_on: metrics it was optimised for, by id; the report marks them. training: folder of its training logs.
+    card: what ``distill`` wrote into its file about its making.
     """
 
     name: str
@@ -31,3 +32,4 @@ class ModelSpec:
     training: Path | None = None
     notes: str = ""
     published: Mapping[str, Any] = field(default_factory=dict)
+    card: Mapping[str, Any] = field(default_factory=dict)

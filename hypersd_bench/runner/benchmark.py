@@ -19,8 +19,9 @@ def run_benchmark(plan: Plan, out: Path, device: str) -> tuple[RunStore, dict[st
     keep_freed_memory()
     wanted = manifest(plan, device, out)
     store = RunStore.create(out, wanted)
-    if store.manifest["metrics"] != wanted["metrics"]:
-        store.manifest["metrics"] = wanted["metrics"]
+    changeable = {key: wanted[key] for key in ("metrics", "contrasts")}
+    if not changeable.items() <= store.manifest.items():
+        store.manifest |= changeable
         write_json(out / "run.json", store.manifest)
     generate(plan, store, device)
     time_run(plan, store, device)

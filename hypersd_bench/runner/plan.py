@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypersd_bench.contracts import MetricInfo
 from hypersd_bench.errors import InputError, unknown_name
 from hypersd_bench.pipelines import base_folder
 from hypersd_bench.prompts import PromptSet, load_prompts
-from hypersd_bench.runner.spec import ModelRef, RunSpec
+from hypersd_bench.runner.spec import Contrast, ModelRef, RunSpec
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Plan:
     prompts: PromptSet
     metrics: tuple[MetricInfo, ...]
     baseline: str
+    contrasts: tuple[Contrast, ...] = ()
 
     @property
     def num_images(self) -> int:
@@ -61,6 +63,7 @@ def make_plan(spec: RunSpec, folder: Path = Path()) -> Plan:
         prompts=load_prompts(spec.prompts, folder).first(spec.num_prompts),
         metrics=metric_infos(spec.metrics),
         baseline=spec.baseline or labels[0],
+        contrasts=_contrasts(spec, configurations),
     )
 
 
@@ -93,6 +96,7 @@ def manifest(plan: Plan, device: str, out: Path) -> dict[str, Any]:
         },
         "metrics": [asdict(info) for info in plan.metrics],
         "baseline": plan.baseline,
+        "contrasts": [contrast.model_dump(mode="json") for contrast in plan.contrasts],
         "notes": list(dict.fromkeys(c.model.notes for c in plan.configurations if c.model.notes)),
     }
 
@@ -110,6 +114,36 @@ def _configurations(
     else:
         raise unknown_name("model", ref.name, known, f"the catalogue of base {spec.base!r}")
     return [Configuration(ref.name, _pick(ref.name, candidates, steps), steps) for steps in ref.steps or spec.steps]
+
+
+def _contrasts(spec: RunSpec, configurations: Iterable[Configuration]) -> tuple[Contrast, ...]:
+    """The spec's contrasts with their step counts; raises InputError for one that the run can't answer."""
+    steps: dict[str, list[int]] = defaultdict(list)
+    for configuration in configurations:
+        steps[configuration.label].append(configuration.steps)
+    names = [contrast.name for contrast in spec.contrasts]
+    for contrast in spec.contrasts:
+        if names.count(contrast.name) > 1:
+            raise InputError(f"two contrasts are called {contrast.name!r}; give one of them another name")
+        if contrast.model == contrast.against:
+            raise InputError(f"contrast {contrast.name!r} compares {contrast.model} with itself; name another model")
+        for label in (contrast.model, contrast.against):
+            if label not in steps:
+                raise unknown_name("model", label, steps, f"contrast {contrast.name!r}")
+    return tuple(contrast.model_copy(update={"steps": _shared_steps(contrast, steps)}) for contrast in spec.contrasts)
+
+
+def _shared_steps(contrast: Contrast, steps: Mapping[str, Iterable[int]]) -> tuple[int, ...]:
+    """A contrast's step counts, each of them run by both of its models."""
+    shared = sorted(set(steps[contrast.model]) & set(steps[contrast.against]))
+    lacking = sorted(set(contrast.steps or ()) - set(shared))
+    if lacking or not shared:
+        raise InputError(
+            f"contrast {contrast.name!r}: {contrast.model} and {contrast.against} aren't both run at "
+            f"{', '.join(map(str, lacking)) or 'any one number of'} steps; "
+            f"they share: {', '.join(map(str, shared)) or 'none'}"
+        )
+    return tuple(sorted(set(contrast.steps or shared)))
 
 
 def _pick(name: str, candidates: list[ModelSpec], steps: int) -> ModelSpec:
@@ -133,7 +167,7 @@ def _describe(plan: Plan, label: str, out: Path) -> dict[str, Any]:
         "family": first.family,
         "steps": sorted(timesteps),
         "contract": asdict(replace(first.contract, timesteps=timesteps)),
-        "checkpoints": {str(c.steps): _checkpoint(c.model) for c in mine},
+        "checkpoints": {str(c.steps): {**_checkpoint(c.model), "card": dict(c.model.card)} for c in mine},
         "license": first.license,
         "trained_on": sorted({metric for c in mine for metric in c.model.trained_on}),
         "training": os.path.relpath(training, out) if training else None,

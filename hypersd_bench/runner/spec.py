@@ -33,6 +33,15 @@ class Timing(_Strict):
     warmup: int = Field(3, ge=0)
 
 
+class Contrast(_Strict):
+    """One line of an ablation: ``model`` minus ``against`` at the step counts named, by default all that both have."""
+
+    name: str = Field(min_length=1)
+    model: str
+    against: str
+    steps: Annotated[tuple[Steps, ...] | None, Field(min_length=1)] = None
+
+
 def _read_model_ref(value: Any) -> Any:
     """Take ``teacher``, ``teacher@25``, ``teacher@25,50``, a path, or a mapping."""
     if not isinstance(value, str):
@@ -59,6 +68,7 @@ class RunSpec(_Strict):
     seed: int = Field(0, ge=0)
     metrics: tuple[str, ...] = ()
     baseline: str | None = None  # what the others are compared with; None: the first model
+    contrasts: tuple[Contrast, ...] = ()  # pairs of models that a page of results compares, beside the baseline
     reference: Path | None = None  # images for set metrics; None: the metric's own
     batch_size: int = Field(64, ge=1)
     timing: Timing | None = Timing()
@@ -95,7 +105,7 @@ def _first_problem(error: ValidationError, where: str) -> InputError:
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])  # a misspelt key is the cause
     location = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        owners: dict[str, type[BaseModel]] = {"models": ModelRef, "timing": Timing}
+        owners: dict[str, type[BaseModel]] = {"models": ModelRef, "timing": Timing, "contrasts": Contrast}
         owner = owners.get(str(problem["loc"][0]), RunSpec)
         return unknown_name("key", str(problem["loc"][-1]), owner.model_fields, where)
     return InputError(f"{where}: {location}: {problem['msg'][0].lower()}{problem['msg'][1:]}")

@@ -285,7 +285,7 @@ def test_a_loss_that_is_no_number_stops_the_run(base: str, tmp_path: Path, monke
     def poisoned(*args: object, **more: object) -> Losses:
         calls[0] += 1
         losses = honest(*args, **more)  # type: ignore[arg-type]
-        return losses if calls[0] < 6 else losses._replace(student=losses.student * float("nan"))
+        return losses if calls[0] < 6 else losses._replace(student=torch.full((), torch.nan, requires_grad=True))
 
     monkeypatch.setattr(tcd, "trajectory_consistency", poisoned)
     monkeypatch.setattr(loop, "LOG_EVERY", 2)

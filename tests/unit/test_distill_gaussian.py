@@ -93,15 +93,10 @@ def seeded(seed: int = 7) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def tscd(cast: Cast, batch: Batch, k: int, grid: int, rng: torch.Generator) -> Tensor:
-    losses: Losses = hyper_sd.tscd(
-        batch,
-        cast,
-        rng,
-        k=k,
-        guidance=GUIDANCE,
-        settings=replace(SETTINGS, grid=grid),  # type: ignore[arg-type]
-    )
+def tscd(cast: Any, batch: Batch, k: int, grid: int, rng: torch.Generator) -> Tensor:
+    """TSCD's loss; ``cast`` is a Cast, which has all of Roles that it asks for."""
+    settings = replace(SETTINGS, grid=grid)
+    losses: Losses = hyper_sd.tscd(batch, cast, rng, k=k, guidance=GUIDANCE, settings=settings)
     assert losses.student is not None
     return losses.student
 
@@ -120,8 +115,8 @@ def test_the_closed_forms_agree_with_each_other() -> None:
     """Small DDIM steps with the exact noise arrive at the closed form of the flow."""
     x = torch.randn(3, *SHAPE, dtype=torch.float64)
     walked = x
-    for t, u in pairwise(range(999, 498, -1)):
-        walked = SCHEDULE.ddim(walked, DATA.eps(walked, torch.tensor([t])), torch.tensor([t]), torch.tensor([u]))
+    for now, then in pairwise(range(999, 498, -1)):
+        walked = SCHEDULE.ddim(walked, DATA.eps(walked, at(now)), at(now), at(then))
     exact = DATA.flow(x, torch.tensor([999]), torch.tensor([499]))
     assert float((walked - exact).abs().max()) < 5e-3 * float((x - exact).abs().max())
     t = torch.tensor([499])
@@ -157,7 +152,8 @@ class Linear:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         a, b = self.weights[:, t].reshape(2, -1, 1, 1, 1)
-        return a * x + b
+        answer: Tensor = a * x + b
+        return answer
 
     def frozen(self) -> Linear:
         copy = Linear(len(self.points))

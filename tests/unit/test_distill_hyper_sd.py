@@ -50,7 +50,8 @@ def x0_of(x: Tensor, eps: Tensor, t: int) -> Tensor:
 
 def noised(x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     abar = ABAR[t].reshape(-1, 1, 1, 1).float()
-    return abar.sqrt() * x + (1 - abar).sqrt() * eps
+    mixed: Tensor = abar.sqrt() * x + (1 - abar).sqrt() * eps
+    return mixed
 
 
 def student_loss(losses: Losses) -> Tensor:
