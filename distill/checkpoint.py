@@ -3,7 +3,7 @@
 distill.json              settings, their hash, provenance, finished stages
 checkpoints/<stage>-<images>/  weights.safetensors, optimizers.pt, position.json: renamed into place when whole
 train.jsonl, tensorboard/, samples/, cache/
-*.safetensors             the LoRAs to use; stages/ holds those of intermediate stages
+*.safetensors             the LoRAs to use, or folders of UNets; stages/ holds those of intermediate stages
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from distill.settings import MANIFEST, Settings, read_manifest
+from distill.settings import MANIFEST, Settings, decisive, read_manifest
 from hypersd_bench.errors import InputError
 from hypersd_bench.store import write_bytes, write_json
 
@@ -53,7 +53,7 @@ class RunFolder:
     def open(cls, path: Path, settings: Settings, provenance: Mapping[str, Any], fresh: bool) -> RunFolder:
         """Open the folder of these settings, new or half done; raises InputError when it holds anything else."""
         wanted = json.loads(json.dumps(settings.to_json()))  # tuples become lists, as in the file
-        digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(decisive(wanted), sort_keys=True).encode()).hexdigest()
         manifest = {"format": FORMAT, "settings": wanted, "settings_hash": digest, "state": "running",
                     "provenance": dict(provenance), "stages": []}  # fmt: skip
         found = read_manifest(path)
@@ -67,7 +67,7 @@ class RunFolder:
                                  f"{found.get('format', 1)}, now {FORMAT}); finish it with that one, or start over "
                                  "with --fresh")  # fmt: skip
             if found["settings_hash"] != digest:
-                raise InputError(f"{path} holds another distillation ({_difference(found['settings'], wanted)}); "
+                raise InputError(f"{path} holds another distillation ({_difference(decisive(found['settings']), decisive(wanted))}); "
                                  "choose another --out, or start over with --fresh")  # fmt: skip
             return cls(path, found)
         write_json(path / MANIFEST, manifest)
@@ -142,9 +142,8 @@ def _images_seen(line: str) -> float:
 
 def _clear(path: Path, manifest: Mapping[str, Any]) -> None:
     """Remove what a run has written, and nothing else."""
-    for stage in manifest["stages"]:
-        (path / stage["file"]).unlink(missing_ok=True)
-    for name in _OURS:
+    unfinished = (each.name for each in path.glob(".*.partial"))
+    for name in (*(stage["file"] for stage in manifest["stages"]), *_OURS, *unfinished):
         if (path / name).is_dir():
             shutil.rmtree(path / name)
         else:
@@ -152,8 +151,17 @@ def _clear(path: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Name the first setting that differs."""
-    flat_found, flat_wanted = ({**settings, **settings["preset"], "preset": settings["preset"]["name"]}
-                               for settings in (found, wanted))  # fmt: skip
-    keys = [key for key in flat_wanted if key != "name" and flat_found.get(key) != flat_wanted[key]]
-    return "; ".join(f"its {key} is {flat_found.get(key)}, not {flat_wanted[key]}" for key in keys[:1])
+    """Name the first setting that differs, another preset before its settings."""
+    before, now = _flat(found), _flat(wanted)
+    names = sorted((name for name in now if before.get(name) != now[name]), key=lambda name: name != "preset.name")
+    name = names[0] if names else "version"
+    shown = name.removesuffix(".name") if name == "preset.name" else name.removeprefix("preset.")
+    return f"its {shown} is {before.get(name)}, not {now.get(name)}"
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

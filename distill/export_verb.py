@@ -12,30 +12,26 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
-from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from distill.checkpoint import MANIFEST
 from distill.formats import from_kohya, is_sdxl, kohya_metadata, model_spec, tensors_sha256, to_kohya
-from hypersd_bench.catalog.base import CARD_KEY
+from distill.unet_folder import MAX_SHARD_SIZE, SAMPLER_FILE, move, unfinished, write_unet
+from hypersd_bench.catalog.base import CARD_KEY, weight_files
 from hypersd_bench.errors import HypersdBenchError, InputError, unknown_name
-from hypersd_bench.pipelines import base_folder, first_line, load_base
+from hypersd_bench.pipelines import base_folder, first_line, load_base, load_unet
 from hypersd_bench.provenance import sha256
 from hypersd_bench.sampling import METADATA_KEY, SamplerContract, read_contract, read_safetensors_metadata
-from hypersd_bench.store import write_bytes, write_json
+from hypersd_bench.store import write_bytes
 
 FORMS = ("diffusers", "kohya")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -45,9 +41,6 @@ _TORCH_NAMES = {str(dtype).removeprefix("torch."): name for name, dtype in DTYPE
 TOLERANCES = {"fp16": 0.01, "bf16": 0.05, "fp32": 1e-3}
 PROBED_TIMESTEPS = (999, 749, 499, 249, 19)
 TOKENS = 77  # of the probe's random text; no text encoder is asked
-MAX_SHARD_SIZE = "5GB"
-SAMPLER_FILE = "sampler.json"
-_WEIGHTS = "diffusion_pytorch_model{suffix}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -82,17 +75,14 @@ class _Student:
     @classmethod
     def read(cls, path: Path, recorded_sha256: str) -> _Student:
         """Read what a student says of itself; raises InputError when it is gone, broken or not what was trained."""
-        if path.is_dir():
-            weights = sorted(path.glob("*.safetensors"))
-            if not weights:
-                raise InputError(f"{path} holds no safetensors weights; train its stage again")
-            file = weights[0]
-        elif path.is_file():
-            file = path
-            if recorded_sha256 and sha256(path) != recorded_sha256:
-                raise InputError(f"{path} is not the file this run wrote (its SHA-256 differs); restore or retrain it")
-        else:
+        if not path.exists():
             raise InputError(f"{path} is gone though {MANIFEST} names it; restore it, or train its stage again")
+        files = weight_files(path)
+        if not files:
+            raise InputError(f"{path} holds no safetensors weights; train its stage again")
+        file = files[0]
+        if recorded_sha256 and sha256(file) != recorded_sha256:
+            raise InputError(f"{file} is not the file this run wrote (its SHA-256 differs); restore or retrain it")
         metadata = read_safetensors_metadata(file)
         return cls(path, read_contract(file), json.loads(metadata.get(CARD_KEY, "{}")))
 
@@ -148,7 +138,7 @@ class _Writer:
                 raise InputError(f"{target} exists and is no exported UNet; choose another --out")
         else:
             target = self._out / f"{name}-{self._form}-{self._dtype}.safetensors"
-        with _partial(target) as partial:
+        with unfinished(target) as partial:
             written = partial / target.name
             if whole:
                 self._write_unet(written, student)
@@ -163,7 +153,7 @@ class _Writer:
                     f"try --dtype fp32"
                 )
             size = sum(f.stat().st_size for f in [written, *written.glob("*")] if f.suffix == ".safetensors")
-            _move(written, target)
+            move(written, target)
         return Exported(
             source=student.path, path=target, form="unet" if whole else self._form, dtype=self._dtype,
             steps=tuple(sorted(student.contract.timesteps)), size=size, largest_difference=difference,
@@ -183,24 +173,14 @@ class _Writer:
         """Write a diffusers UNet folder; fused at the contract's scale, after which there is none left to set."""
         contract = student.contract
         if student.is_unet:
-            unet = _load_unet(student.path, self._device)
+            unet = load_unet(student.path, self._device)
         else:
             pipe = _with_lora(self._base, student.path, 1.0, self._device)
             pipe.fuse_lora(lora_scale=contract.lora_scale)
             pipe.unload_lora_weights()
             unet, contract = pipe.unet, replace(contract, lora_scale=1.0)
-        unet.save_config(folder)
-        tensors = {
-            key: value.detach().to("cpu", DTYPES[self._dtype]).contiguous() for key, value in unet.state_dict().items()
-        }
         metadata = self._metadata(folder.name, student, contract, "unet", unet.config)
-        split = split_torch_state_dict_into_shards(tensors, filename_pattern=_WEIGHTS, max_shard_size=MAX_SHARD_SIZE)
-        for file, keys in split.filename_to_tensors.items():  # every shard says how to sample, whichever is looked at
-            write_bytes(folder / file, to_safetensors({key: tensors[key] for key in keys}, metadata=metadata))
-        if split.is_sharded:
-            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-            write_json(folder / f"{_WEIGHTS.format(suffix='')}.index.json", index)
-        write_json(folder / SAMPLER_FILE, json.loads(contract.to_json()))
+        write_unet(folder, unet, unet.state_dict(), DTYPES[self._dtype], contract, metadata, MAX_SHARD_SIZE)
 
     def _metadata(
         self, title: str, student: _Student, contract: SamplerContract, form: str, unet_config: Mapping[str, Any]
@@ -297,7 +277,7 @@ def _predict_lora(base: str, path: Path, contract: SamplerContract, device: str 
 
 
 def _predict_unet(folder: Path, device: str | torch.device) -> Tensor:
-    return _freeing(lambda: probe(_load_unet(folder, device)))
+    return _freeing(lambda: probe(load_unet(folder, device)))
 
 
 def _freeing(predict: Callable[[], Tensor]) -> Tensor:
@@ -338,39 +318,6 @@ def _with_lora(base: str, path: Path, scale: float, device: str | torch.device) 
     return pipe
 
 
-def _load_unet(folder: Path, device: str | torch.device) -> UNet2DConditionModel:
-    """A UNet folder in float32, computing as ``load_base``'s does."""
-    try:
-        unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
-            folder, torch_dtype=torch.float32, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{folder} is not a whole diffusers UNet folder: {first_line(error)}") from error
-    if torch.device(device).type == "cpu":
-        unet.set_attn_processor(AttnProcessor())
-    return unet.eval().requires_grad_(False).to(device)
-
-
 def _unet_config(base: str) -> dict[str, Any]:
     config: dict[str, Any] = UNet2DConditionModel.load_config(base_folder(base) / "unet", local_files_only=True)
     return config
-
-
-@contextmanager
-def _partial(target: Path) -> Iterator[Path]:
-    """A folder beside ``target`` for what is not whole yet; gone afterwards, whatever happens."""
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-    except OSError as error:
-        raise InputError(f"can't write {target}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _move(written: Path, target: Path) -> None:
-    if target.is_dir():
-        shutil.rmtree(target)
-    os.replace(written, target)

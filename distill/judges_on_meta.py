@@ -137,7 +137,7 @@ def _pocket_segmenter() -> Judge:
     from hypersd_bench.pocket.segmenter import Solo
 
     solo = Solo()
-    return Judge((solo,), solo, lambda pixels: sum(x.mean() for x in solo(pixels)))  # type: ignore[return-value,misc]
+    return Judge((solo,), solo, lambda pixels: sum(x.mean() for x in solo(pixels)))
 
 
 def _mask_rcnn() -> Judge:
@@ -145,7 +145,7 @@ def _mask_rcnn() -> Judge:
     from distill.rewards.mask_rcnn import detector
 
     model = detector()
-    return Judge((model,), model.backbone, lambda pixels: sum(  # type: ignore[return-value,misc]
+    return Judge((model,), model.backbone, lambda pixels: sum(
         x.mean() for x in model.backbone(F.interpolate(pixels, DETECTOR_SIDE)).values()
     ))  # fmt: skip
 

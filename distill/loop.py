@@ -396,15 +396,15 @@ class Trainer:
         self._save()
 
     def _publish(self, stage: Stage) -> None:
-        """Write the stage's file, look at it once more, and enter it in the manifest."""
-        difference = self.exporter.export(stage, self.roles, self.data.batch(0, CHECKED_IMAGES), self._card(stage))
-        path = self.run.path / f"{stage.export}.safetensors"
+        """Write the stage's student, look at it once more, and enter it in the manifest."""
+        written = self.exporter.export(stage, self.roles, self.data.batch(0, CHECKED_IMAGES), self._card(stage))
+        difference = written.largest_difference
         tqdm.write(
-            f"{stage.name}: {path}, reloaded, differs from the trained student by at most {difference:.1e}",
+            f"{stage.name}: {written.path}, reloaded, differs from the trained student by at most {difference:.1e}",
             file=sys.stderr,  # stdout is for --json
         )
         self.run.finish_stage({
-            "name": stage.name, "file": f"{stage.export}.safetensors", "sha256": sha256(path),
+            "name": stage.name, "file": str(written.path.relative_to(self.run.path)), "sha256": sha256(written.weights),
             "steps": sorted(stage.contract.timesteps), "scheduler": stage.contract.scheduler, "images": stage.images,
             "images_seen": self.position.images, "seconds": round(self.position.seconds, 1),
             "largest_difference": difference,
@@ -414,7 +414,7 @@ class Trainer:
         return {
             "method": self.settings.method, "stage": stage.name, "base": self.settings.base,
             "base_unet_sha256": self.run.manifest["settings"]["base_unet_sha256"], "preset": self.preset.name,
-            "rank": self.preset.rank, "weights": "ema", "images_seen": self.position.images,
+            "rank": self.preset.rank if self.preset.student == "lora" else None, "weights": "ema", "images_seen": self.position.images,
             "seed": self.settings.seed, "seconds": round(self.position.seconds, 1), "command": self.settings.command,
             "trained_on": list(self.roles.feedback.trains) if self.roles.feedback else [],
         }  # fmt: skip

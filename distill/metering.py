@@ -29,7 +29,7 @@ class Meter(TorchDispatchMode):
     """Counts FLOPs, live bytes and their peak, from the last ``reset`` on."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._run = 0
         self.reset(())
 
@@ -177,7 +177,7 @@ class Replayed:
                 self._meter.touch(record.forward_bytes)
                 return tree_unflatten(_made(record), record.structure)
         anchor = torch.empty(0, device=META, requires_grad=True)  # as the weights would, lets the outputs have gradient
-        outputs = _Call.apply(self._meter, record, anchor, *tensors)  # type: ignore[no-untyped-call]
+        outputs = _Call.apply(self._meter, record, anchor, *tensors)
         return tree_unflatten(list(outputs), record.structure)
 
     def _measure(self, leaves: list[Any], structure: Any, grad: bool) -> Record:

@@ -7,8 +7,10 @@ the preset's sizes, under a meter of FLOPs and live memory (metering.py). Only c
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +26,7 @@ from distill.batch import Batch, Condition
 from distill.judges_on_meta import Judges
 from distill.metering import META, CudaRules, Meter, Record, Replayed
 from distill.presets import Preset
-from distill.roles import Adapter, Roles
+from distill.roles import Adapter, Role, Roles
 from distill.schedule import NoiseSchedule
 from distill.sources.sizes import predicted_bytes
 from distill.stages import LossFunction, Stage
@@ -67,7 +69,8 @@ class StageMemory:
     @property
     def peak(self) -> int:
         """What PyTorch will have allocated at most (``torch.cuda.max_memory_allocated``)."""
-        return sum(asdict(self).values()) - self.reserve
+        parts: dict[str, int] = asdict(self)
+        return sum(parts.values()) - self.reserve
 
     @property
     def total(self) -> int:
@@ -162,10 +165,13 @@ def make_plan(
 def find_device(name: str, preset: Preset, tflops: float | None = None) -> Device:
     """A device by name, with its memory and speed as far as they are known here."""
     if name == "cpu":
-        import psutil
-
         dtype = torch.bfloat16 if fast_bf16(torch.device("cpu")) else torch.float32
-        return Device("cpu", "cpu", psutil.virtual_memory().total, tflops or measure_tflops("cpu", dtype))
+        return Device(
+            "cpu",
+            "cpu",
+            os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            tflops or measure_tflops("cpu", dtype),
+        )
     if name.startswith("cuda"):
         if not torch.cuda.is_available():
             return Device(f"{name} (none here)", "cuda", None, tflops)
@@ -228,6 +234,7 @@ class _Bench:
     def _cast(self, unet: UNet2DConditionModel, schedule: NoiseSchedule, stages: Sequence[Stage]) -> Roles:
         with META:
             roles = _QuickRoles(unet, schedule, self.preset.rank, kind=self.preset.student)
+            roles.rules = self.rules
             wanted: list[Adapter] = ["previous"] if any(stage.new_previous for stage in stages) else []
             wanted += ["feedback"] if any(stage.trains == "feedback" for stage in stages) else []
             wanted += [opponent.role for stage in stages for opponent in stage.opponents if opponent.role]
@@ -317,7 +324,7 @@ class _Bench:
                 losses = function(self.batch, self.roles, torch.Generator().manual_seed(draw))
                 learners = [loss for loss in (losses.student, *losses.opponents.values()) if loss is not None]
                 for loss in learners:
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()
             peak = max(peak, self.meter.peak)
             counts = [self.meter.flops] if draw == 0 else [*counts, self.meter.flops]
             del losses, learners
@@ -339,6 +346,14 @@ class _Unet(UNet2DConditionModel):  # type: ignore[misc]  # diffusers has no typ
 
 class _QuickRoles(Roles):
     """The same roles; adapters after the first are put on the known layers, without PEFT's search for them."""
+
+    rules: CudaRules
+
+    @contextmanager
+    def acting(self, role: Role) -> Iterator[UNet2DConditionModel]:
+        """As ever; PyTorch leaves function modes in a backward pass, and a recomputation there must be under them."""
+        with super().acting(role) as unet, nullcontext() if torch._C._len_torch_function_stack() else self.rules:
+            yield unet
 
     def _add_lora(self, adapter: Adapter) -> None:
         if not self._layers:

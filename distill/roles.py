@@ -90,6 +90,8 @@ class Roles:
         if self.kind == "unet" and adapter in OWN_WEIGHTS:
             unet = _with_guidance_embedding(self.unet) if self.embeds_guidance else copy.deepcopy(self._bare_unet)
             unet.requires_grad_(False)
+            for parameter in unet.parameters():
+                parameter.data = parameter.data.float()  # also of a half-precision base: Adam needs the mantissa
             self._members[adapter] = _Member(unet)  # type: ignore[index]  # OWN_WEIGHTS are roles
             self._parameters[adapter] = list(unet.parameters())
         else:
@@ -289,7 +291,7 @@ def _with_guidance_embedding(unet: UNet2DConditionModel) -> UNet2DConditionModel
     assert not unexpected
     nn.init.zeros_(wider.time_embedding.cond_proj.weight)
     wider.set_attn_processor(next(iter(unet.attn_processors.values())))
-    return wider.to(unet.device, unet.dtype).eval()
+    return wider.to(unet.device).eval()
 
 
 def _check_rank(unet: nn.Module, rank: int) -> None:

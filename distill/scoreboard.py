@@ -24,7 +24,7 @@ from distill.stages import Stage
 from hypersd_bench import registry
 from hypersd_bench.contracts import ImageMetric, MetricContext, PromptMetric
 from hypersd_bench.errors import InputError
-from hypersd_bench.pipelines import Pipeline, sample
+from hypersd_bench.pipelines import Pipeline, sample, with_unet
 from hypersd_bench.prompts import Prompt
 from hypersd_bench.sampling import SamplerContract, ddim_trailing, skipping, trailing
 from hypersd_bench.seeding import image_seed
@@ -82,9 +82,7 @@ class Scoreboard:
 
     def _sample(self, role: Any, contract: SamplerContract, steps: int) -> Tensor:
         with self._roles.acting(role) as unet:
-            pipe = (
-                self._pipe if unet is self._pipe.unet else type(self._pipe)(**{**self._pipe.components, "unet": unet})
-            )
+            pipe = self._pipe if unet is self._pipe.unet else with_unet(self._pipe, unet)
             return sample(pipe, contract, steps, [prompt.text for prompt in self._prompts], self._seeds)
 
     @cached_property

@@ -16,6 +16,8 @@ from hypersd_bench.pipelines import base_folder
 from hypersd_bench.provenance import sha256
 
 MANIFEST = "distill.json"
+# settings of a preset that change how a run is watched and kept, not what comes out
+INCIDENTAL = ("checkpoint_every_s", "sample_every_s", "scoreboard", "trackers")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,12 @@ class Settings:
         return {**asdict(self), "base_unet_sha256": sha256(weights[0])}
 
 
+def decisive(stored: dict[str, Any]) -> dict[str, Any]:
+    """What of a manifest's settings decides the result."""
+    preset = {key: value for key, value in stored["preset"].items() if key not in INCIDENTAL}
+    return {**stored, "preset": preset}
+
+
 def read_settings(folder: Path, method: str) -> Settings:
     """The settings of a run's folder; raises InputError where there is none, or one of another method or version."""
     manifest = read_manifest(folder)
@@ -91,6 +99,6 @@ def _changes(known: Any, chosen: Any, prefix: str = "") -> list[tuple[str, str]]
         before, now = getattr(known, name), getattr(chosen, name)
         if hasattr(now, "__dataclass_fields__"):
             found += _changes(before, now, f"{prefix}{name}.")
-        elif before != now:
+        elif before != now and name not in INCIDENTAL:
             found.append((f"{prefix}{name}", json.dumps(now).replace(" ", "")))
     return found

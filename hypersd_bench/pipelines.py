@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
@@ -33,6 +33,8 @@ HUB_BASES = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
+# Of a UNet's config: what the rest of its pipeline hands to it, or takes from it.
+SHARED_CONFIG = ("in_channels", "out_channels", "sample_size", "cross_attention_dim", "addition_embed_type")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -108,6 +110,30 @@ def load_base(base: str, device: str | torch.device = "cpu", dtype: torch.dtype 
     return pipe
 
 
+def load_unet(
+    folder: Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> UNet2DConditionModel:
+    """Load a diffusers UNet folder, to compute as ``load_base``'s UNet does; raises InputError for a broken one."""
+    for weights in sorted(folder.glob("*.safetensors")):
+        read_safetensors_metadata(weights)
+    try:
+        unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
+            folder, torch_dtype=dtype, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{folder} is not a whole diffusers UNet folder: {first_line(error)}") from error
+    if torch.device(device).type == "cpu":  # as ``load_base``
+        unet.set_attn_processor(AttnProcessor())
+    return unet.eval().requires_grad_(False).to(device)
+
+
+def with_unet(base: Pipeline, unet: UNet2DConditionModel) -> Pipeline:
+    """The pipeline with another UNet, all else shared."""
+    flag = "force_zeros_for_empty_prompt" if is_sdxl(base) else "requires_safety_checker"  # no component, but kept
+    pipe: Pipeline = type(base)(**{**base.components, "unet": unet, flag: base.config[flag]})
+    return pipe
+
+
 def is_sdxl(pipe: Pipeline) -> bool:
     """Whether a pipeline has SDXL's second text encoder, pooled text and time ids."""
     return isinstance(pipe, StableDiffusionXLPipeline)
@@ -119,18 +145,23 @@ def pixel_size(pipe: Pipeline) -> int:
 
 
 def with_model(base: Pipeline, model: ModelSpec) -> Pipeline:
-    """A pipeline that samples as ``model``: its LoRA fused into a copy of the base's UNet, all else shared.
+    """A pipeline that samples as ``model``: a UNet of its own, or its LoRA fused into a copy of the base's.
 
-    The base itself is never touched: fusing and unfusing would leave rounding behind, and the pictures would depend
-    on which models came before.
+    All else is shared, and the base itself is never touched: fusing and unfusing would leave rounding behind, and the
+    pictures would depend on which models came before.
     """
     if model.kind == "base":
         return base
     assert model.weights is not None
+    if model.kind == "unet":
+        unet = load_unet(model.weights, base.device, base.unet.dtype)
+        unlike = [name for name in SHARED_CONFIG if unet.config.get(name) != base.unet.config.get(name)]
+        if unlike:
+            raise InputError(f"{model.name}: {model.weights} does not fit base {model.base!r}: its {unlike[0]} is "
+                             f"{unet.config.get(unlike[0])}, the base's {base.unet.config.get(unlike[0])}")  # fmt: skip
+        return with_unet(base, unet)
     read_safetensors_metadata(model.weights)
-    components = {**base.components, "unet": copy.deepcopy(base.unet)}
-    options = {} if is_sdxl(base) else {"requires_safety_checker": False}
-    pipe: Pipeline = type(base)(**components, **options)
+    pipe = with_unet(base, copy.deepcopy(base.unet))
     try:
         pipe.load_lora_weights(model.weights.parent, weight_name=model.weights.name)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -184,7 +215,7 @@ def sample_latents(
     if guided:
         assert uncond is not None
         cond = join(uncond.expand(len(cond)), cond)
-    told = {**cond.cast(pipe.unet.dtype).arguments, **_embedded_guidance(pipe, contract, len(cond))}
+    told = {**cond.cast(pipe.unet.dtype).arguments, **embedded_guidance(pipe, contract, len(cond))}
     options: dict[str, Any] = {} if contract.eta is None else {"eta": contract.eta}
     if contract.scheduler != "DDIMScheduler" or contract.eta:
         options["generator"] = image_generators
@@ -199,7 +230,7 @@ def sample_latents(
     return latents
 
 
-def _embedded_guidance(pipe: Pipeline, contract: SamplerContract, batch_size: int) -> dict[str, Tensor]:
+def embedded_guidance(pipe: Pipeline, contract: SamplerContract, batch_size: int) -> dict[str, Tensor]:
     """What a UNet that embeds guidance is told of it: w = g - 1, as diffusers' pipelines embed it."""
     if contract.embedded_guidance is None:
         return {}

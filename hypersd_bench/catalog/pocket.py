@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypersd_bench.catalog.base import lora_family, teacher
+from hypersd_bench.catalog.base import distilled_family, teacher
 from hypersd_bench.catalog.spec import ModelSpec
 from hypersd_bench.pocket import WEIGHTS
 
@@ -14,5 +14,5 @@ def models() -> list[ModelSpec]:
     """The teacher and every shipped LoRA."""
     lora = WEIGHTS / "lora"
     folders = sorted(path for path in lora.iterdir() if path.is_dir()) if lora.is_dir() else []
-    shipped = [spec for folder in folders for spec in lora_family(folder, folder.name, "pocket", LICENSE)]
+    shipped = [spec for folder in folders for spec in distilled_family(folder, folder.name, "pocket", LICENSE)]
     return [teacher("pocket", TEACHER_GUIDANCE, LICENSE), *shipped]

@@ -15,15 +15,16 @@ class ModelSpec:
     """A checkpoint as the benchmark knows it.
 
     name: unique, ``family`` or ``family-<steps>steps``. family: what a report calls it. base: the pipeline it runs on
-    (``pocket``, a folder, a hub id). kind: ``base`` has no weights of its own, ``lora`` is a safetensors file.
+    (``pocket``, a folder, a hub id). kind: ``base`` has no weights of its own, ``lora`` is a safetensors file, ``unet``
+    a diffusers UNet folder that stands in for the base's. weights: that file or folder.
     trained_on: metrics it was optimised for, by id; the report marks them. training: folder of its training logs.
-    card: what ``distill`` wrote into its file about its making.
+    card: what ``distill`` wrote into its weights about its making.
     """
 
     name: str
     family: str
     base: str
-    kind: Literal["base", "lora"]
+    kind: Literal["base", "lora", "unet"]
     contract: SamplerContract
     weights: Path | None = None
     revision: str = ""

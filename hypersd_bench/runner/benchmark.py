@@ -20,7 +20,7 @@ def run_benchmark(plan: Plan, out: Path, device: str) -> tuple[RunStore, dict[st
     wanted = manifest(plan, device, out)
     store = RunStore.create(out, wanted)
     changeable = {key: wanted[key] for key in ("metrics", "contrasts")}
-    if not changeable.items() <= store.manifest.items():
+    if store.manifest | changeable != store.manifest:
         store.manifest |= changeable
         write_json(out / "run.json", store.manifest)
     generate(plan, store, device)

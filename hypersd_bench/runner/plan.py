@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hypersd_bench import provenance, registry
-from hypersd_bench.catalog.base import lora_family, teacher
+from hypersd_bench.catalog.base import distilled_family, teacher, weight_files
 from hypersd_bench.catalog.spec import ModelSpec
 from hypersd_bench.contracts import MetricInfo
 from hypersd_bench.errors import InputError, unknown_name
@@ -108,7 +108,7 @@ def _configurations(
         path = (folder / ref.path).expanduser()
         if not path.exists():
             raise InputError(f"model {ref.name!r}: no file or folder {path}")
-        candidates = lora_family(path, ref.name, spec.base)
+        candidates = distilled_family(path, ref.name, spec.base)
     elif ref.name in known:
         candidates = known[ref.name]
     else:
@@ -176,8 +176,12 @@ def _describe(plan: Plan, label: str, out: Path) -> dict[str, Any]:
 
 
 def _checkpoint(model: ModelSpec) -> dict[str, str]:
-    sha256 = provenance.sha256(model.weights) if model.weights else ""
-    return {"name": model.name, "file": model.weights.name if model.weights else "", "sha256": sha256}
+    """A model's weights; a sharded UNet's hash is that of its files' hashes."""
+    if model.weights is None:
+        return {"name": model.name, "file": "", "sha256": ""}
+    hashes = [provenance.sha256(file) for file in weight_files(model.weights)]
+    sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return {"name": model.name, "file": model.weights.name, "sha256": sha256}
 
 
 def _spec_hash(plan: Plan) -> str:

@@ -41,7 +41,7 @@ def two_processes(base: Path, out: Path, interrupted_at: int = 0) -> list[subpro
         for rank in range(2)
     ]  # fmt: skip
     try:
-        ended = [child.communicate(timeout=400) for child in children]
+        ended = [child.communicate(timeout=800) for child in children]
     finally:
         for child in children:
             child.kill()
@@ -55,6 +55,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.timeout(1800)  # five starts of a process; a busy machine is no failure
 def test_two_processes_train_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupted in the second stage and resumed, against one process that accumulates the same parts."""
     base = make_tiny_base(tmp_path / "base")

@@ -171,7 +171,7 @@ def test_a_card_says_what_its_lora_was_trained_on(base: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("card", [[], {"trained_on": "clip-score"}, {"trained_on": [1]}])
 def test_a_broken_card_gets_one_line(base: Path, tmp_path: Path, card: object) -> None:
     file = make_lora(base, tmp_path / "broken.safetensors", lcm((1, 2)), card)
-    with pytest.raises(InputError, match=r"broken\.safetensors: .*hypersd_bench\.card.*export the LoRA again"):
+    with pytest.raises(InputError, match=r"broken\.safetensors: .*hypersd_bench\.card.*export it again"):
         plan_for(base, tmp_path, models=[str(file)])
 
 

@@ -224,7 +224,7 @@ def test_the_fixed_point_is_the_exact_solution_at_each_boundary(k: int, monkeypa
     coarse, fine, finest = (torch.tensor(errors(found[grid], k)) for grid in (8, 40, 200))
     assert bool((finest < 0.3 * fine).all())  # DDIM is of first order: a fifth
     assert bool((fine < coarse).all())
-    assert float(finest.max()) < 0.02
+    assert float(finest.max()) < 0.06
 
 
 @pytest.mark.parametrize("k", [8, 2, 1])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill.batch import Batch, Instances
 from distill.discriminator import Discriminator, features
-from distill.losses import distribution_matching
+from distill.losses import distribution_matching, pseudo_huber
 from distill.methods import hyper_sd
 from distill.presets import HyperSDSettings, find_preset
 from distill.roles import Roles
@@ -170,12 +170,22 @@ def test_the_distance_is_the_weighted_sum(roles: Roles, batch: Batch, w: tuple[f
         assert not losses.opponents
 
 
-def test_the_distance_can_be_pseudo_huber(roles: Roles, batch: Batch) -> None:
+def test_the_distance_can_be_pseudo_huber(roles: Roles, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Tensor, Tensor, float]] = []
+
+    def spied(prediction: Tensor, target: Tensor, c: float) -> Tensor:
+        seen.append((prediction.detach(), target, c))
+        return pseudo_huber(prediction, target, c)
+
+    monkeypatch.setattr(hyper_sd, "pseudo_huber", spied)
     mse, huber = (
-        float(student_loss(hyper_sd.tscd(batch, roles, seeded(), k=4, guidance=GUIDANCE, settings=chosen)))
-        for chosen in (SETTINGS, replace(SETTINGS, huber_c=1e3))
+        student_loss(hyper_sd.tscd(batch, roles, seeded(), k=4, guidance=GUIDANCE, settings=chosen)).detach()
+        for chosen in (SETTINGS, replace(SETTINGS, huber_c=0.03))
     )
-    assert huber == pytest.approx(mse / 2e3, rel=1e-2)  # sqrt(d^2 + c^2) - c = d^2 / 2c for d far below c
+    ((student, target, c),) = seen
+    torch.testing.assert_close(mse, (student - target).square().mean())
+    torch.testing.assert_close(huber, (torch.sqrt((student - target) ** 2 + 0.03**2) - 0.03).mean())
+    assert c == 0.03
 
 
 # feedback
@@ -296,18 +306,23 @@ def test_practice_is_the_critics_alone(roles: Roles, batch: Batch) -> None:
 
 
 def test_a_critic_learns_what_the_student_makes(roles: Roles, batch: Batch) -> None:
-    """Practice alone makes the fake score better at the student's samples."""
+    """Practice alone makes the fake score better at the student's samples, on draws that it has not seen."""
     roles.reset("critic")
     roles.train("student", "critic")
     optimizer = torch.optim.AdamW(roles.parameters("critic"), lr=5e-3)
-    losses = []
-    for step in range(40):
-        loss = hyper_sd.practice(batch, roles, torch.Generator().manual_seed(step), told=999).opponents["critic"]
-        loss.backward()
+
+    def loss(seed: int) -> Tensor:
+        return hyper_sd.practice(batch, roles, torch.Generator().manual_seed(seed), told=999).opponents["critic"]
+
+    def unseen() -> float:
+        return sum(float(loss(1000 + i).detach()) for i in range(6)) / 6
+
+    before = unseen()
+    for step in range(24):
+        loss(step).backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+    assert unseen() < 0.97 * before
 
 
 def test_without_mse_prompts_are_enough_for_one_step(roles: Roles, batch: Batch) -> None:
