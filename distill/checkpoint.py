@@ -67,8 +67,9 @@ class RunFolder:
                                  f"{found.get('format', 1)}, now {FORMAT}); finish it with that one, or start over "
                                  "with --fresh")  # fmt: skip
             if found["settings_hash"] != digest:
-                raise InputError(f"{path} holds another distillation ({_difference(decisive(found['settings']), decisive(wanted))}); "
-                                 "choose another --out, or start over with --fresh")  # fmt: skip
+                difference = _difference(decisive(found["settings"]), decisive(wanted))
+                raise InputError(f"{path} holds another distillation ({difference}); choose another --out, or start over "
+                                 "with --fresh")  # fmt: skip
             return cls(path, found)
         write_json(path / MANIFEST, manifest)
         return cls(path, manifest)

@@ -97,7 +97,7 @@ def _build(name: str) -> Judge:
 def _clip(architecture: str) -> Judge:
     import open_clip
 
-    clip = open_clip.create_model(architecture, pretrained=None, device="meta")
+    clip = open_clip.CLIP(**open_clip.get_model_config(architecture))  # create_model would warn: no weights
     return Judge((clip,), clip.visual, lambda pixels: clip.encode_image(F.interpolate(pixels, clip.visual.image_size)))
 
 

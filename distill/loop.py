@@ -28,7 +28,7 @@ from distill.checkpoint import (
     load_position,
     load_state,
 )
-from distill.export import Exporter, write_card
+from distill.export import Exporter, merge_feedback, write_card
 from distill.feedback import Feedback
 from distill.health import Watch, describe, read_rows, summary
 from distill.pictures import looking_prompts
@@ -397,6 +397,7 @@ class Trainer:
 
     def _publish(self, stage: Stage) -> None:
         """Write the stage's student, look at it once more, and enter it in the manifest."""
+        notes = {"merge_error": merge_feedback(self.roles, stage.feedback_ratio)} if stage.trains == "feedback" else {}
         written = self.exporter.export(stage, self.roles, self.data.batch(0, CHECKED_IMAGES), self._card(stage))
         difference = written.largest_difference
         tqdm.write(
@@ -407,14 +408,15 @@ class Trainer:
             "name": stage.name, "file": str(written.path.relative_to(self.run.path)), "sha256": sha256(written.weights),
             "steps": sorted(stage.contract.timesteps), "scheduler": stage.contract.scheduler, "images": stage.images,
             "images_seen": self.position.images, "seconds": round(self.position.seconds, 1),
-            "largest_difference": difference,
+            "largest_difference": difference, **notes,
         })  # fmt: skip
 
     def _card(self, stage: Stage) -> dict[str, Any]:
         return {
             "method": self.settings.method, "stage": stage.name, "base": self.settings.base,
             "base_unet_sha256": self.run.manifest["settings"]["base_unet_sha256"], "preset": self.preset.name,
-            "rank": self.preset.rank if self.preset.student == "lora" else None, "weights": "ema", "images_seen": self.position.images,
+            "rank": self.preset.rank if self.preset.student == "lora" else None, "weights": "ema",
+            "images_seen": self.position.images,
             "seed": self.settings.seed, "seconds": round(self.position.seconds, 1), "command": self.settings.command,
             "trained_on": list(self.roles.feedback.trains) if self.roles.feedback else [],
         }  # fmt: skip

@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -230,6 +230,10 @@ class Roles:
             return whole
         lora: dict[str, Tensor] = get_peft_model_state_dict(self.unet, adapter_name=adapter)
         return lora
+
+    def load(self, adapter: Adapter, lora: Mapping[str, Tensor]) -> None:
+        """Set an adapter to a LoRA under PEFT's names."""
+        set_peft_model_state_dict(self.unet, dict(lora), adapter_name=adapter)
 
     def network(self, role: Role) -> UNet2DConditionModel:
         """The UNet that answers for a role."""

@@ -261,7 +261,7 @@ def test_unets_that_dont_fit_or_arent_whole_get_one_line(finished: Callable[[str
     base = load_base(chosen.base)
     assert sample(with_model(base, model), model.contract, 1, ["a"], [1]).shape == (1, 3, 64, 64)
     (folder / "config.json").write_text(json.dumps({**config, "sample_size": 16}))
-    with pytest.raises(InputError, match="does not fit base .* its sample_size is 16, the base's 8"):
+    with pytest.raises(InputError, match=r"does not fit base .* its sample_size is 16, the base's 8"):
         with_model(base, model)
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match="not a whole diffusers UNet folder"):
