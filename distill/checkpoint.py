@@ -68,8 +68,8 @@ class RunFolder:
                                  "with --fresh")  # fmt: skip
             if found["settings_hash"] != digest:
                 difference = _difference(decisive(found["settings"]), decisive(wanted))
-                raise InputError(f"{path} holds another distillation ({difference}); choose another --out, or start over "
-                                 "with --fresh")  # fmt: skip
+                raise InputError(f"{path} holds another distillation ({difference}); choose another --out, or start "
+                                 "over with --fresh")  # fmt: skip
             return cls(path, found)
         write_json(path / MANIFEST, manifest)
         return cls(path, manifest)

@@ -18,7 +18,6 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from distill.batch import Batch
-from distill.formats import compress, concatenate
 from distill.pictures import looking_prompts, write_grid
 from distill.roles import Roles
 from distill.stages import Stage
@@ -138,18 +137,6 @@ class Exporter:
         prompts = looking_prompts(pipe)
         seeds = [image_seed(0, prompt.id, 0) for prompt in prompts]
         return sample(pipe, contract, steps, [prompt.text for prompt in prompts], seeds)
-
-
-def merge_feedback(roles: Roles, ratio: float) -> float:
-    """Make the EMA the student plus ``ratio`` times its feedback LoRA, at the student's rank; the student stays.
-
-    The sum of two LoRAs of rank r has rank 2 r, and all methods' files have the same; so it is the best one of rank r.
-    Returns what that costs: the relative Frobenius error of the updates, mean over layers.
-    """
-    merged, errors = compress(concatenate(roles.state("student"), roles.state("ema"), ratio), roles.rank)
-    roles.load("ema", merged)
-    roles.train("student")
-    return sum(errors.values()) / len(errors)
 
 
 def write_lora(path: Path, lora: Mapping[str, Tensor], contract: SamplerContract, card: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from distill.checkpoint import (
     load_position,
     load_state,
 )
-from distill.export import Exporter, merge_feedback, write_card
+from distill.export import Exporter, write_card
 from distill.feedback import Feedback
 from distill.health import Watch, describe, read_rows, summary
 from distill.pictures import looking_prompts
@@ -188,7 +188,7 @@ class Trainer:
         self.roles.discriminator = None
         self.accelerator._optimizers.clear()  # those of the stage before
         self.optimizers = {
-            "student": self._optimizer(self.roles.parameters(stage.trains), stage.learning_rate, stage.betas)
+            "student": self._optimizer(self.roles.trainable(stage.trains), stage.learning_rate, stage.betas)
         }
         for opponent in stage.opponents:
             parameters = list(self.roles.parameters(opponent.role)) if opponent.role else []
@@ -207,9 +207,11 @@ class Trainer:
             if "older" in self.roles.adapters:
                 self.roles.copy("previous", "older")
             self.roles.copy("student", "previous")
-        for adapter in ("feedback", "critic", "backbone"):
+        for adapter in ("critic", "backbone"):
             if adapter in self.roles.adapters:
                 self.roles.reset(adapter)
+        if stage.trains == "feedback":
+            self.roles.start_feedback()
         self.roles.copy(stage.trains, "ema")
 
     def _judges(self, stage: Stage) -> Feedback | None:
@@ -388,6 +390,8 @@ class Trainer:
 
     def _finish_stage(self, stage: Stage) -> None:
         """Export the stage's EMA, and hand it on as the next stage's student; a feedback stage leaves the student."""
+        if stage.trains == "feedback":
+            self.roles.merge_feedback(stage.feedback_ratio)
         if self.main:
             self._publish(stage)
         if stage.trains == "student":
@@ -397,7 +401,6 @@ class Trainer:
 
     def _publish(self, stage: Stage) -> None:
         """Write the stage's student, look at it once more, and enter it in the manifest."""
-        notes = {"merge_error": merge_feedback(self.roles, stage.feedback_ratio)} if stage.trains == "feedback" else {}
         written = self.exporter.export(stage, self.roles, self.data.batch(0, CHECKED_IMAGES), self._card(stage))
         difference = written.largest_difference
         tqdm.write(
@@ -408,7 +411,7 @@ class Trainer:
             "name": stage.name, "file": str(written.path.relative_to(self.run.path)), "sha256": sha256(written.weights),
             "steps": sorted(stage.contract.timesteps), "scheduler": stage.contract.scheduler, "images": stage.images,
             "images_seen": self.position.images, "seconds": round(self.position.seconds, 1),
-            "largest_difference": difference, **notes,
+            "largest_difference": difference,
         })  # fmt: skip
 
     def _card(self, stage: Stage) -> dict[str, Any]:

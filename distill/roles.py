@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -114,7 +114,9 @@ class Roles:
         except ValueError as error:
             raise InputError(f"the base's UNet can't take this LoRA: {error}") from error
         self._layers = [module for module in self.unet.modules() if isinstance(module, BaseTunerLayer)]
-        self._parameters[adapter] = [p for name, p in self.unet.named_parameters() if f".{adapter}." in name]
+        named = [(name, p) for name, p in self.unet.named_parameters() if f".{adapter}." in name]
+        self._parameters[adapter] = [parameter for _, parameter in named]
+        self._is_b = [".lora_B." in name for name, _ in named]
         for parameter in self._parameters[adapter]:
             parameter.requires_grad_(False)
             parameter.data = parameter.data.float()  # also on a half-precision base: Adam needs the mantissa
@@ -163,6 +165,9 @@ class Roles:
         for adapter, parameters in self._parameters.items():
             for parameter in parameters:
                 parameter.requires_grad_(adapter in adapters)
+        if "feedback" in adapters:
+            for parameter, _, is_b in self._feedback_rows():
+                parameter.requires_grad_(is_b)
 
     @contextmanager
     def acting(self, role: Role) -> Iterator[UNet2DConditionModel]:
@@ -204,6 +209,10 @@ class Roles:
         """A role's own parameters, always in the same order."""
         return self._parameters[adapter]
 
+    def trainable(self, adapter: Adapter) -> list[nn.Parameter]:
+        """Those of a role's parameters that take gradient."""
+        return [parameter for parameter in self.parameters(adapter) if parameter.requires_grad]
+
     @torch.no_grad()
     def copy(self, source: Adapter, target: Adapter) -> None:
         """Set the weights of one role to another's."""
@@ -219,6 +228,28 @@ class Roles:
                 layer.reset_lora_parameters(adapter, "gaussian")
 
     @torch.no_grad()
+    def start_feedback(self) -> None:
+        """Make the feedback LoRA nothing again: the student's own A, which stays frozen, and B = 0.
+
+        The sum of two LoRAs of rank r has rank 2 r, unless they share their A. So the merge is exact, and its file as
+        large as any other method's.
+        """
+        for ours, students, is_b in self._feedback_rows():
+            ours.zero_() if is_b else ours.copy_(students)
+
+    @torch.no_grad()
+    def merge_feedback(self, ratio: float) -> None:
+        """Make the EMA of the feedback LoRA the student plus ``ratio`` times it; the student stays as it is."""
+        rows = zip(self.parameters("ema"), self.parameters("student"), self._is_b, strict=True)
+        for ema, student, is_b in rows:
+            if is_b:
+                ema.mul_(ratio).add_(student)
+        self.train("student")
+
+    def _feedback_rows(self) -> Iterator[tuple[nn.Parameter, nn.Parameter, bool]]:
+        return zip(self.parameters("feedback"), self.parameters("student"), self._is_b, strict=True)
+
+    @torch.no_grad()
     def update_ema(self, mu: float) -> None:
         """ema = mu ema + (1 - mu) of what is trained."""
         torch._foreach_lerp_([*self.parameters("ema")], [*self.parameters(self.trained)], 1 - mu)
@@ -230,10 +261,6 @@ class Roles:
             return whole
         lora: dict[str, Tensor] = get_peft_model_state_dict(self.unet, adapter_name=adapter)
         return lora
-
-    def load(self, adapter: Adapter, lora: Mapping[str, Tensor]) -> None:
-        """Set an adapter to a LoRA under PEFT's names."""
-        set_peft_model_state_dict(self.unet, dict(lora), adapter_name=adapter)
 
     def network(self, role: Role) -> UNet2DConditionModel:
         """The UNet that answers for a role."""
