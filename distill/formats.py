@@ -1,4 +1,4 @@
-"""LoRA tensors in the two key styles there are, and the algebra of whole LoRAs: exact sums, best low-rank versions.
+"""LoRA tensors in the two key styles there are, with what each style keeps in its metadata.
 
 diffusers   unet.down_blocks.1.attentions.0.proj_in.lora_A.weight (r, in), .lora_B.weight (out, r)
 kohya       lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight, .lora_up.weight, .alpha
@@ -15,13 +15,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers import StableDiffusionXLPipeline
 from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import convert_state_dict_to_kohya, convert_unet_state_dict_to_peft
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
-from torch.nn.functional import pad
 
 from hypersd_bench.errors import InputError
 from hypersd_bench.sampling import SamplerContract
@@ -90,49 +88,6 @@ def from_kohya(tensors: Mapping[str, Tensor], unet_config: Mapping[str, Any]) ->
         raise InputError(f"these are not kohya's keys of a UNet LoRA: {error}") from error
     layers(converted)
     return converted
-
-
-def concatenate(first: Lora, second: Lora, ratio: float = 1.0) -> dict[str, Tensor]:
-    """first + ratio second, exactly, as a LoRA of rank r1 + r2: B A = [B1, ratio B2] [A1; A2].
-
-    A layer that only one of them has keeps its update and is filled up with zeros, so that all ranks are equal.
-    """
-    merged = {}
-    one, two = layers(first), layers(second)
-    rank_one, rank_two = (max((len(a) for a, _ in pairs.values()), default=0) for pairs in (one, two))
-    for module in {**one, **two}:
-        a1, b1 = one[module] if module in one else _zeros_like(two[module])
-        a2, b2 = two[module] if module in two else _zeros_like(one[module])
-        if a1.shape[1:] != a2.shape[1:] or len(b1) != len(b2):
-            raise InputError(f"layer {module!r} has other sizes in the two LoRAs; merge LoRAs of one base")
-        a1, b1 = _fill(a1, b1, rank_one)
-        a2, b2 = _fill(a2, b2, rank_two)
-        merged[module + _A] = torch.cat([a1, a2.to(a1.dtype)])
-        merged[module + _B] = torch.cat([b1, (ratio * b2).to(b1.dtype)], dim=1)
-    return merged
-
-
-def compress(lora: Lora, rank: int) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The best LoRA of rank ``rank`` (Eckart-Young, layer by layer), and each layer's relative Frobenius error.
-
-    With B = Qb Rb and A^T = Qa Ra, the singular values of B A are those of Rb Ra^T, which is only r x r.
-    """
-    if rank < 1:
-        raise InputError(f"a LoRA can't be compressed to rank {rank}; give 1 or more")
-    compressed, errors = {}, {}
-    for module, (a, b) in layers(lora).items():
-        q_b, r_b = torch.linalg.qr(b.double().flatten(1))
-        q_a, r_a = torch.linalg.qr(a.double().flatten(1).T)
-        u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
-        root = s[:rank].sqrt()  # split evenly: both factors keep a size that fp16 can hold
-        new_a = (root[:, None] * (vh[:rank] @ q_a.T)).reshape(-1, *a.shape[1:])
-        new_b = ((q_b @ u[:, :rank]) * root).reshape(len(b), -1, *b.shape[2:])
-        new_a, new_b = _fill(new_a, new_b, rank)
-        compressed[module + _A] = new_a.to(a.dtype).contiguous()
-        compressed[module + _B] = new_b.to(b.dtype).contiguous()
-        norm = float(s.norm())
-        errors[module] = float(s[rank:].norm()) / norm if norm else 0.0
-    return compressed, errors
 
 
 def architecture(unet_config: Mapping[str, Any]) -> str:
@@ -215,15 +170,3 @@ def _sgm_module(module: str, layers_per_block: int) -> str:
     first = "input_blocks" if side == "down" else "output_blocks"
     index = block * stride + layer + (side == "down")  # input_blocks.0 is conv_in
     return f"{first}.{index}.{position}.{inside}"
-
-
-def _zeros_like(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The pair of rank 0 on the same layer."""
-    return pair[0][:0], pair[1][:, :0]
-
-
-def _fill(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The same update at a higher rank: rows of zeros in A, columns of zeros in B."""
-    missing = rank - len(a)
-    trailing = (0, 0) * (a.ndim - 1)
-    return pad(a, (*trailing, 0, missing)), pad(b, (*(0, 0) * (b.ndim - 2), 0, missing))

@@ -69,10 +69,8 @@ def read_settings(folder: Path, method: str) -> Settings:
     if manifest is None:
         raise InputError(f"--resume {folder}: no distillation there (no {MANIFEST})")
     stored = {key: value for key, value in manifest["settings"].items() if key != "base_unet_sha256"}
-    if stored.get("method") != method:
-        raise InputError(
-            f"--resume {folder}: that is a run of {stored.get('method')}; say distill {stored.get('method')}"
-        )
+    if (other := stored.get("method")) != method:
+        raise InputError(f"--resume {folder}: that is a run of {other}; say: distill {other} --resume {folder}")
     try:
         return TypeAdapter(Settings).validate_python(stored)
     except (ValidationError, TypeError) as error:

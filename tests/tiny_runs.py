@@ -22,6 +22,7 @@ from distill.settings import Settings
 from distill.stages import Stage
 from hypersd_bench import registry
 from hypersd_bench.pocket import WEIGHTS
+from hypersd_bench.pocket.training import fast_bf16
 
 STEPS = 3  # optimizer steps of every stage
 BATCH = 2
@@ -56,7 +57,9 @@ def trainer_of(method: str, pipe: Any, kind: Kind = "lora") -> Trainer:
     trainer = object.__new__(Trainer)
     trainer.settings, trainer.preset, trainer.pipe = Settings(method, "none", preset), preset, pipe
     trainer.stages = registry.resolve("method", method)().stages(preset)
-    trainer.accelerator, trainer.device, trainer.main = Accelerator(cpu=True), torch.device("cpu"), True
+    trainer.device, trainer.main = torch.device("cpu"), True
+    precision = "bf16" if fast_bf16(trainer.device) else "no"  # one process can't have accelerators of two
+    trainer.accelerator = Accelerator(cpu=True, mixed_precision=precision)
     trainer.roles = trainer._cast()
     trainer.position = Position()
     return trainer

@@ -301,14 +301,14 @@ def test_the_verb_says_what_is_wrong_in_one_line(base: str, tmp_path: Path) -> N
 
     assert "did you mean 'lightning'" in error("lightening", "--base", base)
     assert "did you mean 'pocket'" in error("tcd", "--base", base, "--preset", "poket")
-    assert "no model_index.json" in error("tcd", "--base", str(tmp_path))
-    assert "6 would be" not in error("tcd", "--base", base, "--preset", "tiny", "--images", "6")
+    assert "no model_index.json" in error("tcd", "--base", str(tmp_path), "--preset", "tiny", "--data", "scenes")
+    assert "8 would be" in error("tcd", "--base", base, "--preset", "tiny", "--data", "scenes", "--images", "6")
     assert not (tmp_path / "run").exists()
 
 
 def test_the_verb_trains_then_says_that_it_is_done(base: str, tmp_path: Path) -> None:
-    arguments = ["lcm", "--base", base, "--preset", "tiny", "--images", "8", "--device", "cpu", "--json",
-                 "--out", str(tmp_path / "run")]  # fmt: skip
+    arguments = ["lcm", "--base", base, "--preset", "tiny", "--data", "scenes", "--images", "8", "--device", "cpu",
+                 "--json", "--out", str(tmp_path / "run")]  # fmt: skip
     first = CliRunner().invoke(distill, arguments, catch_exceptions=False)
     written = (tmp_path / "run" / "lcm.safetensors").stat().st_mtime_ns
     second = CliRunner().invoke(distill, arguments, catch_exceptions=False)

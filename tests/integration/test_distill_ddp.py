@@ -32,7 +32,16 @@ def two_processes(base: Path, out: Path, interrupted_at: int = 0) -> list[subpro
         port = probe.getsockname()[1]
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
               "OMP_NUM_THREADS": "1"}  # fmt: skip
-    command = [sys.executable, "-m", "tests.tiny_runs", "hyper-sd", str(base), str(out), str(BATCH), str(interrupted_at)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.tiny_runs",
+        "hyper-sd",
+        str(base),
+        str(out),
+        str(BATCH),
+        str(interrupted_at),
+    ]
     children = [
         subprocess.Popen(
             command, cwd=ROOT, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,

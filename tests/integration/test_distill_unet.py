@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -137,12 +138,13 @@ def test_every_student_is_a_unet_folder_with_the_trained_weights(
     assert one.contract.prediction_type == ("sample" if method == "lightning" else "epsilon")
     assert one.card["seed"] == 0
     theirs = UNet2DConditionModel.from_pretrained(out / students[0])
-    moved = 0.0
-    teacher = load_base(chosen.base).unet.state_dict()
+    teacher, moved = load_base(chosen.base).unet.state_dict(), []
     for i, (name, value) in enumerate(theirs.named_parameters()):
-        assert torch.equal(value, last[f"ema.{i}"].half().float()), name  # a run's last stage
-        moved = max(moved, float((value - teacher[name]).abs().max())) if name in teacher else moved
-    assert moved > 1e-4
+        trained = last[f"ema.{i}"]  # of the run's last stage, which is that of one step
+        assert torch.equal(value, trained.half().float()), name
+        if name in teacher:
+            moved.append(not torch.equal(trained, teacher[name]))
+    assert sum(moved) > 0.9 * len(moved)
     card = (out / "README.md").read_text()
     assert f'from_pretrained("{manifest["stages"][-1]["file"]}")' in card
     assert "load_lora_weights" not in card
@@ -228,7 +230,6 @@ def test_stopped_and_resumed_equals_unstopped(
     train(chosen, tmp_path / "run")
     files = [stage["file"] for stage in json.loads((out / "distill.json").read_text())["stages"]]
     for file in files:
-        assert sha256(tmp_path / "run" / file / WEIGHTS) != ""
         mine, whole = load_file(tmp_path / "run" / file / WEIGHTS), load_file(out / file / WEIGHTS)
         assert all(torch.equal(mine[name], whole[name]) for name in whole), file
     assert resumed.keys() == last.keys()
@@ -239,8 +240,6 @@ def test_stopped_and_resumed_equals_unstopped(
 
 
 def test_fresh_removes_a_runs_unets_and_nothing_else(finished: Callable[[str], Run], tmp_path: Path) -> None:
-    import shutil
-
     chosen, out, _ = finished("lightning")
     shutil.copytree(out, tmp_path / "run")
     (tmp_path / "run" / ".lightning-1steps.partial").mkdir()  # killed while it was written
@@ -251,8 +250,6 @@ def test_fresh_removes_a_runs_unets_and_nothing_else(finished: Callable[[str], R
 
 
 def test_unets_that_dont_fit_or_arent_whole_get_one_line(finished: Callable[[str], Run], tmp_path: Path) -> None:
-    import shutil
-
     chosen, out, _ = finished("tcd")
     folder = tmp_path / "tcd"
     shutil.copytree(out / "tcd", folder)

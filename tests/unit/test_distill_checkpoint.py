@@ -127,7 +127,7 @@ def test_a_broken_manifest_is_one_line(tmp_path: Path, settings: Settings) -> No
 def test_the_command_repeats_the_run(settings: Settings) -> None:
     longer = replace(settings, preset=replace(settings.preset, images=256), seed=3)
     assert settings.command.endswith("--preset tiny --seed 0")
-    assert longer.command.endswith("--preset tiny --images 256 --seed 3")
+    assert longer.command.endswith("--preset tiny --set images=256 --seed 3")
 
 
 def test_batches_are_a_function_of_images_seen_alone() -> None:

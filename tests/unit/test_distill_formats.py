@@ -1,4 +1,4 @@
-"""LoRA formats and algebra against linear algebra, PEFT and diffusers' own loaders; exports against fresh pipelines."""
+"""LoRA formats against diffusers' own loaders; exports against fresh pipelines."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
-from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
@@ -18,13 +16,10 @@ from torch import Tensor, nn
 from distill import export_verb
 from distill.export_verb import export_run, probe, read_lora
 from distill.formats import (
-    compress,
-    concatenate,
     from_kohya,
     kohya_metadata,
     layers,
     model_spec,
-    ranks,
     tensors_sha256,
     to_kohya,
 )
@@ -200,110 +195,6 @@ def test_the_hash_is_of_the_tensors_not_of_the_metadata() -> None:
     tensors = {"b": torch.ones(2, dtype=torch.float16), "a": torch.zeros(3)}
     assert tensors_sha256(tensors) == tensors_sha256(dict(reversed(tensors.items())))
     assert tensors_sha256(tensors) != tensors_sha256({**tensors, "a": torch.ones(3)})
-
-
-# Sums and low-rank versions
-
-
-class Small(nn.Module):
-    """A convolution, its 1x1 kind and a linear layer: every kind of layer that LoRAs of UNets have."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(6, 10, 3, padding=1)
-        self.point = nn.Conv2d(10, 12, 1)
-        self.linear = nn.Linear(12, 7)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 6, h, w) to (B, 7)."""
-        result: Tensor = self.linear(self.point(self.conv(x)).mean((2, 3)))
-        return result
-
-
-@pytest.fixture
-def peft_model() -> tuple[Any, dict[str, Tensor], dict[str, Tensor]]:
-    """A PEFT model with two random adapters of ranks 3 and 4, and their tensors."""
-    first = LoraConfig(r=3, lora_alpha=3, target_modules=["conv", "point", "linear"], init_lora_weights=False)
-    second = LoraConfig(r=4, lora_alpha=4, target_modules=["conv", "point", "linear"], init_lora_weights=False)
-    model = get_peft_model(Small(), first, "first")
-    model.add_adapter("second", second)
-    one, two = (dict(get_peft_model_state_dict(model, adapter_name=name)) for name in ("first", "second"))
-    return model, one, two
-
-
-@pytest.mark.parametrize("ratio", [0.5, -1.0])
-def test_concatenation_is_the_exact_sum_and_what_peft_computes(peft_model: Any, ratio: float) -> None:
-    model, one, two = peft_model
-    merged = concatenate(one, two, ratio)
-    assert ranks(merged) == {7}
-    for module, pair in layers(merged).items():
-        exact = update(layers(one)[module]) + ratio * update(layers(two)[module])
-        torch.testing.assert_close(update(pair), exact, rtol=1e-6, atol=1e-7)
-    tuner: LoraModel = model.base_model
-    tuner.add_weighted_adapter(["first", "second"], [1.0, ratio], "both", combination_type="cat")
-    theirs = layers(get_peft_model_state_dict(model, adapter_name="both"))
-    for module, pair in layers(merged).items():
-        torch.testing.assert_close(update(pair), update(theirs[module]), rtol=1e-5, atol=1e-6)
-
-
-def test_compression_is_what_peft_and_a_dense_svd_give(peft_model: Any) -> None:
-    model, one, two = peft_model
-    small, errors = compress(concatenate(one, two, 0.5), rank=2)
-    assert ranks(small) == {2}
-    tuner: LoraModel = model.base_model
-    tuner.add_weighted_adapter(
-        ["first", "second"], [1.0, 0.5], "svd", combination_type="svd", svd_rank=2, svd_clamp=None
-    )
-    theirs = layers(get_peft_model_state_dict(model, adapter_name="svd"))
-    for module, pair in layers(small).items():
-        exact = update(layers(one)[module]) + 0.5 * update(layers(two)[module])
-        u, s, vh = torch.linalg.svd(exact, full_matrices=False)
-        best = u[:, :2] * s[:2] @ vh[:2]
-        torch.testing.assert_close(update(pair), best, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(update(pair), update(theirs[module]), rtol=1e-4, atol=1e-5)
-        assert errors[module] == pytest.approx(float((exact - best).norm() / exact.norm()), rel=1e-6)
-
-
-def test_compression_to_the_own_rank_or_more_loses_nothing(peft_model: Any) -> None:
-    _, one, _ = peft_model
-    for rank in (3, 40):  # 40 is more than any layer here has
-        same, errors = compress(one, rank)
-        assert ranks(same) == {rank}
-        assert max(errors.values()) == 0
-        for module, pair in layers(same).items():
-            assert pair[0].shape[1:] == layers(one)[module][0].shape[1:]
-            torch.testing.assert_close(update(pair), update(layers(one)[module]), rtol=1e-5, atol=1e-6)
-
-
-def test_compression_keeps_dtype_and_nothing_stays_nothing() -> None:
-    lora = {"m.lora_A.weight": torch.zeros(4, 6, dtype=torch.float16), "m.lora_B.weight": torch.zeros(5, 4).half()}
-    small, errors = compress(lora, 2)
-    assert errors == {"m": 0.0}
-    assert {value.dtype for value in small.values()} == {torch.float16}
-    assert not any(value.any() for value in small.values())
-
-
-def test_layers_of_one_lora_alone_survive_concatenation(peft_model: Any) -> None:
-    _, one, two = peft_model
-    partly = {key: value for key, value in two.items() if "linear" not in key}
-    merged = concatenate(one, partly, 2.0)
-    assert ranks(merged) == {7}
-    linear = next(module for module in layers(one) if module.endswith("linear"))
-    torch.testing.assert_close(update(layers(merged)[linear]), update(layers(one)[linear]))
-    swapped = concatenate(partly, one, 2.0)
-    torch.testing.assert_close(update(layers(swapped)[linear]), 2 * update(layers(one)[linear]))
-
-
-def test_loras_of_other_bases_and_rank_zero_are_refused(peft_model: Any) -> None:
-    _, one, _ = peft_model
-    other = {key: value[..., :3] if key.endswith("linear.lora_A.weight") else value for key, value in one.items()}
-    with pytest.raises(InputError, match="merge LoRAs of one base"):
-        concatenate(one, other)
-    with pytest.raises(InputError, match="rank 0"):
-        compress(one, 0)
-
-
-# Exports
 
 
 @pytest.fixture(scope="module")
