@@ -102,14 +102,16 @@ def _training_command(method: str) -> click.Command:
 @distill.command()
 @click.argument("method")
 @_size_options
+@click.option("--gpu", help="Plan for a card that is not here: rtx-4090, a100-40gb, a100-80gb, h100.")
+@click.option("--tflops", type=click.FloatRange(min=0, min_open=True), help="The device's TFLOP/s, instead of a guess.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan(method: str, device: str, as_json: bool, **given: Any) -> None:
+def plan(method: str, device: str, gpu: str | None, tflops: float | None, as_json: bool, **given: Any) -> None:
     """Say what METHOD will take, memory, time, caches, before anything is downloaded or trained."""
     if method not in (known := registry.rows("method")):
         raise unknown_name("method", method, known)
     from distill.planning import make_plan, render
 
-    made = make_plan(method, given["base"], _preset(given), _device(device))
+    made = make_plan(method, given["base"], _preset(given), gpu or _device(device), tflops=tflops)
     click.echo(json.dumps(made.to_json(), indent=2, sort_keys=True) if as_json else render(made))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distill.batch import Condition
 from distill.losses import discriminator_loss, generator_loss
 from distill.presets import Preset
-from distill.roles import Roles
+from distill.roles import Roles, precision
 from distill.stages import Opponent
 
 HEAD_WIDTH = 64  # ours
@@ -118,8 +118,8 @@ def features(roles: Roles, role: Literal["teacher", "backbone"], x: Tensor, t: T
     Gradient flows to x when it asks for it, never to the teacher.
     """
     with roles.acting(role) as unet:
-        x = x.to(unet.dtype)
-        told = cond.cast(unet.dtype).arguments
+        x = x.to(precision(unet))
+        told = cond.cast(precision(unet)).arguments
         emb = unet.time_embedding(unet.get_time_embed(x, t))
         added = unet.get_aug_embed(emb, **{"added_cond_kwargs": {}, **told})
         emb = emb if added is None else emb + added

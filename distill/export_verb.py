@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from distill.checkpoint import MANIFEST
 from distill.formats import from_kohya, is_sdxl, kohya_metadata, model_spec, tensors_sha256, to_kohya
+from distill.settings import MANIFEST
 from distill.unet_folder import MAX_SHARD_SIZE, SAMPLER_FILE, move, unfinished, write_unet
 from hypersd_bench.catalog.base import CARD_KEY, weight_files
 from hypersd_bench.errors import HypersdBenchError, InputError, unknown_name

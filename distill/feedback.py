@@ -33,9 +33,12 @@ class Feedback:
     """The judges of a stage, and the decoder they look through."""
 
     def __init__(
-        self, vae: AutoencoderKL, rewards: Sequence[str], watched: Sequence[str], segmenter: str | None
-    ) -> None:
+        self, vae: AutoencoderKL, rewards: Sequence[str], watched: Sequence[str], segmenter: str | None,
+        checkpointing: bool = False,
+    ) -> None:  # fmt: skip
         device = torch.device(vae.device)
+        if checkpointing:  # at 1024 pixels the decoder's activations are larger than the UNet's
+            vae.enable_gradient_checkpointing()
         self._vae = vae
         self.rewards: list[Reward] = [registry.resolve("reward", name)(device) for name in rewards]
         self._watched = {name: _watcher(name, device) for name in watched if name not in rewards}
@@ -51,7 +54,8 @@ class Feedback:
         z = x0 / self._vae.config.scaling_factor
         with torch.autocast(x0.device.type, enabled=x0.device.type == "cpu"):  # SDXL's autoencoder overflows in fp16
             pixels = self._vae.decode(z.to(self._vae.dtype), return_dict=False)[0]
-        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+        decoded: Tensor = (pixels.float() / 2 + 0.5).clamp(0, 1)
+        return decoded
 
     def judge(self, x0: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """L_aes of clean latents for their prompts, and what to log: every reward's mean, and saturation."""

@@ -219,7 +219,9 @@ class Trainer:
         if not stage.rewards:
             return None
         chosen = self.preset.hyper_sd
-        return Feedback(self.pipe.vae, stage.rewards, chosen.watched, chosen.perceptual)
+        return Feedback(
+            self.pipe.vae, stage.rewards, chosen.watched, chosen.perceptual, self.preset.gradient_checkpointing
+        )
 
     def _optimizer(self, parameters: list[nn.Parameter], rate: float, betas: tuple[float, float]) -> Any:
         adam = torch.optim.AdamW(parameters, lr=rate, betas=betas, weight_decay=self.preset.weight_decay, fused=True)

@@ -233,13 +233,20 @@ class _Bench:
 
     def _cast(self, unet: UNet2DConditionModel, schedule: NoiseSchedule, stages: Sequence[Stage]) -> Roles:
         with META:
-            roles = _QuickRoles(unet, schedule, self.preset.rank, kind=self.preset.student)
+            roles = _QuickRoles(
+                unet, schedule, self.preset.rank, kind=self.preset.student,
+                embeds_guidance=any(stage.embeds_guidance for stage in stages),
+            )  # fmt: skip
             roles.rules = self.rules
             wanted: list[Adapter] = ["previous"] if any(stage.new_previous for stage in stages) else []
+            wanted += ["older"] if any(stage.older for stage in stages) else []
             wanted += ["feedback"] if any(stage.trains == "feedback" for stage in stages) else []
             wanted += [opponent.role for stage in stages for opponent in stage.opponents if opponent.role]
             for adapter in dict.fromkeys(wanted):
                 roles.add(adapter)
+        for network in map(roles.network, roles._members):
+            if isinstance(network, _Unet):
+                network.stated_dtype = next(network.parameters()).dtype  # a student of its own is in float32
         if self.preset.gradient_checkpointing:
             roles.enable_checkpointing()
         return roles
@@ -249,7 +256,7 @@ class _Bench:
         roles = self.roles
         adapters = roles._members[roles._active].adapters
         owned: Iterable[Any] = adapters or ((roles._active,) if roles._active in roles.adapters else ())
-        trained = any(p.requires_grad for name in owned for p in roles.parameters(name)[:1])
+        trained = any(p.requires_grad for name in owned for p in roles.parameters(name)[:2])  # feedback's A is not
         return len(adapters), trained
 
     def parameters(self) -> dict[str, int]:
@@ -271,6 +278,7 @@ class _Bench:
         heads = list(roles.discriminator.parameters()) if roles.discriminator else []
         trained = [*roles.parameters(stage.trains), *heads]
         trained += [p for opponent in stage.opponents if opponent.role for p in roles.parameters(opponent.role)]
+        trained = [parameter for parameter in trained if parameter.requires_grad]
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
         activations, flops = self._measure(stage.losses, trained)
@@ -435,7 +443,7 @@ def _warnings(stages: Sequence[StagePlan], where: Device, preset: Preset) -> Ite
         if preset.student == "unet":
             remedies.append("--student lora")
         if stage.memory.rewards:
-            remedies.append("fewer rewards")
+            remedies.append("no rewards (decoding with gradient takes the most)")
         if preset.name == "sdxl":
             remedies.append("--preset sdxl-24gb")
         remedies.append("a larger device")

@@ -260,7 +260,10 @@ PRESETS = {
         _SD15, name="sdxl-24gb", resolution=1024, batch_size=64, accumulate=64, images=64 * 16_000,
         learning_rate=1e-5,  # ours: a batch an eighth as large, and Adam
         discriminator_backbone="frozen",
-        hyper_sd=replace(_SD15.hyper_sd, real_guidance=8.0, critic_updates=5),
+        hyper_sd=replace(
+            _SD15.hyper_sd, real_guidance=8.0, critic_updates=5,
+            watched=(), perceptual=None,  # ours: two more CLIP-H models and a second decoded picture do not fit
+        ),
         lightning=_SDXL_LIGHTNING,
     ),
 }  # fmt: skip

@@ -190,7 +190,11 @@ class Roles:
         embedded = None if w is None else guidance_embedding(w).to(x.dtype)
         with self.acting(role) as unet, torch.set_grad_enabled(wanted):
             output = unet(
-                x.to(unet.dtype), t, timestep_cond=embedded, return_dict=False, **cond.cast(unet.dtype).arguments
+                x.to(precision(unet)),
+                t,
+                timestep_cond=embedded,
+                return_dict=False,
+                **cond.cast(precision(unet)).arguments,
             )[0]
         return self.schedule.eps(output.float(), x, t, self.predicts(role))
 
@@ -303,6 +307,12 @@ class Roles:
         for layer in self._layers:
             layer._disable_adapters = not member.adapters
             layer._active_adapter = list(member.adapters)
+
+
+def precision(unet: UNet2DConditionModel) -> torch.dtype:
+    """A UNet's precision, at once: its own ``dtype`` walks all parameters, at every call."""
+    dtype: torch.dtype = unet.conv_in.weight.dtype
+    return dtype
 
 
 def guidance_embedding(w: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
-from torch import Tensor
 
 from distill import export, export_verb, loop, scoreboard
 from distill.checkpoint import RunFolder
@@ -49,7 +48,7 @@ SETTINGS = {
     # guided, 2 steps, then one in x0 form, whose last objective has the student of 4 steps for its teacher
     "lightning": {"lightning": LightningSettings(teacher_steps=8, chain=(4, 2, 1), shares=(0.0, 0.0, 1.0))},
 }  # fmt: skip
-Run = tuple[Settings, Path, dict[str, Tensor]]
+Run = tuple[Settings, Path, dict[str, Any]]
 
 
 def settings(method: str, base: str) -> Settings:
