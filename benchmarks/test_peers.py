@@ -43,7 +43,7 @@ GRID = 50  # solver steps of the teacher: the default of both
 IMAGES = 128  # in the shards
 RESOLUTION = 64
 WARM_STEPS, STEPS = 2, 2  # before the first turn; of a turn
-ROUNDS = 4
+ROUNDS = 3
 RUNNERS = ("peer", "encoding", "cached")
 PRECISIONS = ("fp32", "bf16")
 MIB = 2**20
@@ -239,7 +239,9 @@ class Probe:
             "start_s": self._start_s,
             "trained": sum(p.numel() for p in parameters),
         }
-        os.write(self._answer, json.dumps(row).encode() + b"\n")
+        line = json.dumps(row)
+        print(line, flush=True)  # also into its log
+        os.write(self._answer, line.encode() + b"\n")
         if not os.read(self._asked, 1):
             raise Enough
         self._turn = time.perf_counter(), cpu_seconds()

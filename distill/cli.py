@@ -84,6 +84,8 @@ def _training_command(method: str) -> click.Command:
     @click.pass_context
     def train(context: click.Context, /, resume: Path | None, out: Path | None, fresh: bool, device: str, as_json: bool,
               **given: Any) -> None:  # fmt: skip
+        from accelerate import PartialState
+
         from distill.loop import train as run
         from distill.settings import read_settings
 
@@ -93,6 +95,8 @@ def _training_command(method: str) -> click.Command:
         else:
             settings, folder = _settings(method, given), out or Path("runs/distill") / method
         manifest = run(settings, folder, _device(device), fresh=fresh)
+        if not PartialState().is_main_process:  # one of several speaks
+            return
         click.echo(json.dumps(manifest, indent=2, sort_keys=True)) if as_json else _tell(manifest, folder)
 
     train.help = f"Train {method}'s few-step students; started again, it goes on."
