@@ -12,6 +12,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from hypersd_bench.conditioning import join
 from hypersd_bench.pipelines import decode_latents, load_base, sample_latents
 from hypersd_bench.pocket import WEIGHTS
 from hypersd_bench.prompts import load_prompts
@@ -34,8 +35,8 @@ def test_ours(benchmark: BenchmarkFixture, pipe: Any) -> None:
 
     def generate() -> torch.Tensor:
         embeddings = encode_all(pipe, prompts)
-        embeds = torch.cat([embeddings.by_prompt[prompt.id] for prompt in prompts])
-        return decode_latents(pipe, sample_latents(pipe, CONTRACT, 4, embeds, range(NUM_IMAGES)))
+        cond = join(*(embeddings.by_prompt[prompt.id] for prompt in prompts))
+        return decode_latents(pipe, sample_latents(pipe, CONTRACT, 4, cond, range(NUM_IMAGES)))
 
     images = benchmark.pedantic(generate, rounds=3, warmup_rounds=1)
     assert images.shape == (NUM_IMAGES, 3, 64, 64)

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -187,9 +188,9 @@ def encode_prompts(pipe: Pipeline, prompts: Sequence[str]) -> Condition:
 def encode_empty(pipe: Pipeline) -> Condition:
     """The unconditional input, one row: the empty prompt, or zeros where the base was trained so (SDXL)."""
     empty = encode_prompts(pipe, [""])
-    if pipe.config.get("force_zeros_for_empty_prompt"):
-        return Condition(torch.zeros_like(empty.text), torch.zeros_like(empty.pooled), empty.time_ids)
-    return empty
+    if not pipe.config.get("force_zeros_for_empty_prompt"):
+        return empty
+    return replace(empty.map(torch.zeros_like), time_ids=empty.time_ids)
 
 
 @torch.no_grad()

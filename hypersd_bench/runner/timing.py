@@ -40,9 +40,7 @@ def time_run(plan: Plan, store: RunStore, device: str) -> None:
         store.record_timings(rows)
 
 
-def _time_once(
-    pipe: Pipeline, plan: Plan, configuration: Configuration, repeat: int, device: str
-) -> list[TimingRow]:
+def _time_once(pipe: Pipeline, plan: Plan, configuration: Configuration, repeat: int, device: str) -> list[TimingRow]:
     assert plan.spec.timing is not None
     batch_size = plan.spec.timing.batch_size
     prompts = [plan.prompts.prompts[(repeat + i) % len(plan.prompts.prompts)] for i in range(batch_size)]

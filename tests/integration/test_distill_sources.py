@@ -20,13 +20,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from distill.batch import Batch, Condition
-from distill.sources.order import batch_indices
 from distill.sources.cache import CacheFolder
 from distill.sources.encoding import Encoder
 from distill.sources.filters import Filters
 from distill.sources.image_folder import ImageFolder
 from distill.sources.loading import Loaded
 from distill.sources.opening import open_data, open_source
+from distill.sources.order import batch_indices
 from distill.sources.pictures import DataSettings, PictureData
 from distill.sources.prefetch import Prefetch
 from distill.sources.scenes import SceneData
