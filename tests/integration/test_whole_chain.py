@@ -22,8 +22,10 @@ def test_distil_run_report_vote(tmp_path: Path, capsys: pytest.CaptureFixture[st
     base, student, run = make_tiny_base(tmp_path / "base"), tmp_path / "student", tmp_path / "run"
 
     for _ in range(2):  # the second time it says that it is done
-        assert main(["distill", "hyper-sd", "--base", str(base), "--preset", "tiny", "--out", str(student)]) == 0
-    assert {path.stem for path in student.glob("*.safetensors")} == {f"hyper-sd-{k}steps" for k in (1, 2, 4, 8)}
+        assert main(["distill", "hyper-sd", "--base", str(base), "--data", "scenes", "--preset", "tiny",
+                     "--out", str(student)]) == 0  # fmt: skip
+    exported = {path.stem for path in student.glob("*.safetensors")}
+    assert exported == {"hyper-sd-8steps", "hyper-sd-4steps", "hyper-sd-2steps", "hyper-sd-unified"}
 
     spec = {
         "base": str(base), "models": [{"name": "mine", "path": "student"}, "teacher"], "steps": [1, 4],
@@ -38,7 +40,7 @@ def test_distil_run_report_vote(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert said["images"] == 2 * 2 * 4 * 2
         assert list(said["not_scored"]) == ["toy/absent"]
     store = RunStore.open(run)
-    assert {row.checkpoint for row in store.images()} == {"hyper-sd-1steps", "hyper-sd-4steps", "teacher"}
+    assert {row.checkpoint for row in store.images()} == {"hyper-sd-unified", "hyper-sd-4steps", "teacher"}
     assert any("preset tiny" in note for note in store.manifest["notes"])
 
     assert main(["compare", str(run), "--json"]) == 0
@@ -75,7 +77,11 @@ def test_distil_run_report_vote(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["export", "absent"], "not a run directory"),
         (["distill", "hyper-ds"], "did you mean 'hyper-sd'"),
         (["distill", "lcm", "--preset", "poket"], "did you mean 'pocket'"),
-        (["distill", "lcm", "--base", "nowhere"], "not a diffusers pipeline folder"),
+        (["distill", "lcm", "--base", "nowhere"], "--preset: say how large"),
+        (["distill", "lcm", "--base", "nowhere", "--preset", "tiny"], "--data: name what to train on"),
+        (["distill", "lcm", "--base", "nowhere", "--preset", "tiny", "--data", "scenes"], "not a diffusers pipeline"),
+        (["distill", "plan", "hyper-ds"], "did you mean 'hyper-sd'"),
+        (["distill", "export", "absent"], "absent"),
         (["pocket", "check", "--weights", "nowhere"], "no miniature in nowhere"),
     ],
 )
