@@ -156,9 +156,13 @@ def second_unet(run: Run) -> None:
 
 @dataclass(frozen=True)
 class Trick:
-    """How a run with a trick and one without differ: in preset and data, or by a change of the run without."""
+    """How a run with a trick and one without differ: in preset and data, or by a change of the run without.
+
+    both: a change of both, which the trick is measured under.
+    """
 
     without: Callable[[Run], None] | None = None
+    both: Callable[[Run], None] | None = None
     data: dict[str, Any] = field(default_factory=dict)  # of both
     data_without: dict[str, Any] = field(default_factory=dict)
     preset: dict[str, Any] = field(default_factory=dict)  # of the run with it
@@ -171,6 +175,7 @@ TRICKS = {
     "a thread loads ahead": Trick(no_thread, data={"cache_latents": False, "cache_prompts": False}),
     "both halves of guidance in one forward": Trick(two_forwards),
     "plain attention": Trick(fused_attention),
+    "plain attention, in float32": Trick(fused_attention, both=full_precision),
     "bf16 autocast": Trick(full_precision),
     "fused AdamW": Trick(plain_adam),
     "teacher is the student's UNet": Trick(second_unet),
@@ -192,6 +197,8 @@ def test_trick(benchmark: BenchmarkFixture, pictures: Path, tmp_path: Path, tric
     if chosen.without is not None:
         chosen.without(lacking)
     for run in (given, lacking):
+        if chosen.both is not None:
+            chosen.both(run)
         run.step()
     pairs: list[tuple[tuple[float, float], tuple[float, float]]] = []
     benchmark.pedantic(lambda: pairs.append((_timed(given), _timed(lacking))), rounds=ROUNDS)

@@ -45,9 +45,10 @@ class Position:
 class RunFolder:
     """A distillation's folder, opened for going on."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any], new: bool = False) -> None:
         self.path = path
         self.manifest = manifest
+        self._new = new
 
     @classmethod
     def open(cls, path: Path, settings: Settings, provenance: Mapping[str, Any], fresh: bool) -> RunFolder:
@@ -72,7 +73,12 @@ class RunFolder:
                                  "over with --fresh")  # fmt: skip
             return cls(path, found)
         write_json(path / MANIFEST, manifest)
-        return cls(path, manifest)
+        return cls(path, manifest, new=found is None)
+
+    def discard(self) -> None:
+        """Remove a folder that this start has made: its run could not begin."""
+        if self._new:
+            shutil.rmtree(self.path)
 
     @property
     def done(self) -> bool:

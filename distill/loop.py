@@ -6,11 +6,10 @@ run that was stopped anywhere and resumed is, to the bit on one CPU, the run tha
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +20,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from distill.batch import Batch
-from distill.checkpoint import (
-    Position,
-    RunFolder,
-    keep_log_until,
-    load_position,
-    load_state,
-)
+from distill.checkpoint import Position, RunFolder, load_position, load_state
 from distill.export import Exporter, write_card
 from distill.feedback import Feedback
-from distill.health import Watch, describe, read_rows, summary
+from distill.journal import Journal
 from distill.pictures import looking_prompts
 from distill.roles import Adapter, Roles
 from distill.schedule import NoiseSchedule
-from distill.scoreboard import Scoreboard, means
+from distill.scoreboard import Scoreboard
 from distill.settings import Settings
 from distill.signals import Interrupt
 from distill.sources.opening import open_data
 from distill.sources.prefetch import Prefetch
-from distill.stages import Losses, LossFunction, Stage
+from distill.stages import Losses, LossFunction, Stage, wanted_roles
 from hypersd_bench import registry
 from hypersd_bench.errors import HypersdBenchError, InputError
 from hypersd_bench.pipelines import load_base
@@ -62,7 +55,12 @@ def train(settings: Settings, out: Path, device: str = "cpu", fresh: bool = Fals
     with processes.main_process_first():
         run = RunFolder.open(out, settings, collect(device).to_json(), fresh and processes.is_main_process)
     if not run.done:
-        Trainer(settings, run, stages, device).run_all()
+        try:
+            trainer = Trainer(settings, run, stages, device)
+        except InputError:
+            run.discard()
+            raise
+        trainer.run_all()
         if not processes.is_main_process:  # the main process alone has written it
             run = RunFolder.open(out, settings, {}, fresh=False)
     return run.manifest
@@ -75,7 +73,7 @@ class Trainer:
         self.settings, self.preset, self.run, self.stages = settings, settings.preset, run, stages
         self.accelerator = Accelerator(
             cpu=device == "cpu",
-            mixed_precision="bf16" if fast_bf16(torch.device(device)) else "no",
+            mixed_precision=_mixed_precision(self.preset.precision, torch.device(device)),
             gradient_accumulation_steps=self.preset.accumulate,
             log_with=["tensorboard", *self.preset.trackers],
             project_dir=str(run.path),
@@ -96,18 +94,19 @@ class Trainer:
         if not self.data.has_images and (stage := next((s for s in stages if s.needs_images), None)):
             raise InputError(f"{settings.method}'s stage {stage.name} needs images, and {settings.data.source} holds "
                              "prompts alone; name shards or a folder with --data")  # fmt: skip
+        for judged in {stage.rewards: stage for stage in stages}.values():
+            self._judges(judged)  # loaded and dropped: a missing one is told now, not after days of other stages
         self.roles = self._cast()
         self.optimizers: dict[str, Any] = {}
         self.position = Position()
         self.window: list[dict[str, Tensor]] = []
-        self.log = run.path / "train.jsonl"
         guidance = sum(self.preset.guidance) / 2
         self.exporter = Exporter(settings.base, run.path, self.device, guidance)
-        self.scoreboard = Scoreboard(
+        scoreboard = Scoreboard(
             self.pipe, self.roles, run.path, looking_prompts(self.pipe), self.preset.scoreboard, guidance,
             self.preset.sample_every_s,
         )  # fmt: skip
-        self.watch = Watch()
+        self.journal = Journal(run.path, self.accelerator, scoreboard)
 
     def _check_batch(self) -> None:
         processes, size, parts = self.accelerator.num_processes, self.preset.batch_size, self.preset.accumulate
@@ -124,11 +123,7 @@ class Trainer:
             self.pipe.unet, schedule, self.preset.rank, self.settings.seed, kind=self.preset.student,
             embeds_guidance=any(stage.embeds_guidance for stage in self.stages),
         )  # fmt: skip
-        wanted: list[Adapter] = ["previous"] if any(stage.new_previous for stage in self.stages) else []
-        wanted += ["older"] if any(stage.older for stage in self.stages) else []
-        wanted += ["feedback"] if any(stage.trains == "feedback" for stage in self.stages) else []
-        wanted += [opponent.role for stage in self.stages for opponent in stage.opponents if opponent.role]
-        for adapter in dict.fromkeys(wanted):
+        for adapter in wanted_roles(self.stages):
             roles.add(adapter)
         if self.preset.gradient_checkpointing:
             roles.enable_checkpointing()
@@ -140,15 +135,7 @@ class Trainer:
         """Train every stage that is not finished yet."""
         checkpoint = self.run.latest()
         self.position = load_position(checkpoint)
-        for log in (self.log, self.run.path / "scoreboard.jsonl"):
-            if self.main:
-                keep_log_until(log, self.position.images)
-        self.accelerator.wait_for_everyone()
-        for row in read_rows(self.run.path) if self.position.images else []:  # what rang before must not ring again
-            self.watch.see(row)
-        self.accelerator.init_trackers(
-            "tensorboard", init_kwargs={"tensorboard": {"purge_step": self.position.images + 1}}
-        )
+        self.journal.open(self.position.images)
         total = sum(stage.images for stage in self.stages)
         with (
             Interrupt() as interrupt,
@@ -168,9 +155,7 @@ class Trainer:
                 self._train_stage(self.stages[index], bar, interrupt)
                 self._finish_stage(self.stages[index])
         if self.main:
-            for alarm in self.watch.close():
-                tqdm.write(f"alarm: {describe(alarm)}", file=sys.stderr)
-            write_card(self.run.path, self.run.manifest, self.settings.command, summary(read_rows(self.run.path)))
+            write_card(self.run.path, self.run.manifest, self.settings.command, self.journal.close())
             self.run.finish()
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
@@ -239,13 +224,13 @@ class Trainer:
             if step % LOG_EVERY == 0 or step == num_steps or (interrupt.asked and self.accelerator.num_processes == 1):
                 now = time.monotonic()
                 stop, save, look = self._agree(
-                    interrupt.asked, now - saved > self.preset.checkpoint_every_s, self.scoreboard.due
+                    interrupt.asked, now - saved > self.preset.checkpoint_every_s, self.journal.scoreboard.due
                 )
                 self._advance(now - logged)
                 bar.set_postfix(loss=f"{self._write_log(stage, step, factor, now - logged):.4g}")
                 logged = now
                 if look and step < num_steps:
-                    self._look(stage)
+                    self.journal.look(stage, self.position.images)
                     logged = time.monotonic()
                 if stop or (step < num_steps and save):
                     self._save()
@@ -354,13 +339,7 @@ class Trainer:
             **means, "learning_rate": factor * stage.learning_rate, "images_per_s": round(images / seconds, 2),
             "seconds": round(self.position.seconds, 2),
         }  # fmt: skip
-        if self.main:
-            with self.log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            self._tell_alarms(row)
-        self.accelerator.log(
-            {f"{stage.name}/{name}": value for name, value in means.items()}, step=self.position.images
-        )
+        self.journal.write(row, means)
         self.window = []
         return means["loss"]
 
@@ -373,22 +352,6 @@ class Trainer:
         if self.accelerator.num_processes > 1:
             table = self.accelerator.reduce(table, reduction="mean")
         return dict(zip(names, table.cpu(), strict=True))
-
-    def _look(self, stage: Stage) -> None:
-        """Sample the student as it is, and see what the alarms make of it."""
-        if not self.main:
-            return
-        rows = self.scoreboard.look(stage, self.position.images)
-        self.accelerator.log(means(rows), step=self.position.images)
-        for tracker in self.accelerator.trackers:
-            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}  # the others know only this one
-            tracker.log_images({f"{stage.name}/samples": self.scoreboard.grid}, step=self.position.images, **layout)
-        for row in rows:
-            self._tell_alarms(row)
-
-    def _tell_alarms(self, row: Mapping[str, Any]) -> None:
-        for alarm in self.watch.see(row):
-            tqdm.write(f"alarm: {describe(alarm)}", file=sys.stderr)
 
     def _finish_stage(self, stage: Stage) -> None:
         """Export the stage's EMA, and hand it on as the next stage's student; a feedback stage leaves the student."""
@@ -463,6 +426,11 @@ def learning_rate_factor(step: int, num_steps: int, warmup: float) -> float:
         return (step + 1) / warm
     progress = (step - warm) / max(1, num_steps - warm)
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _mixed_precision(base: str, device: torch.device) -> str:
+    """The autocast beside a base of this precision; LoRAs are float32 on any base, and need one on a half."""
+    return base if base != "fp32" else "bf16" if fast_bf16(device) else "no"
 
 
 def _figures(losses: Losses) -> dict[str, Tensor]:

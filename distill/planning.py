@@ -29,7 +29,7 @@ from distill.presets import Preset
 from distill.roles import Adapter, Role, Roles
 from distill.schedule import NoiseSchedule
 from distill.sources.sizes import predicted_bytes
-from distill.stages import LossFunction, Stage
+from distill.stages import LossFunction, Stage, wanted_roles
 from hypersd_bench import registry
 from hypersd_bench.errors import unknown_name
 from hypersd_bench.pocket.training import fast_bf16
@@ -238,11 +238,7 @@ class _Bench:
                 embeds_guidance=any(stage.embeds_guidance for stage in stages),
             )  # fmt: skip
             roles.rules = self.rules
-            wanted: list[Adapter] = ["previous"] if any(stage.new_previous for stage in stages) else []
-            wanted += ["older"] if any(stage.older for stage in stages) else []
-            wanted += ["feedback"] if any(stage.trains == "feedback" for stage in stages) else []
-            wanted += [opponent.role for stage in stages for opponent in stage.opponents if opponent.role]
-            for adapter in dict.fromkeys(wanted):
+            for adapter in wanted_roles(stages):
                 roles.add(adapter)
         for network in map(roles.network, roles._members):
             if isinstance(network, _Unet):

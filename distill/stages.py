@@ -90,6 +90,15 @@ class Method(Protocol):
         ...
 
 
+def wanted_roles(stages: Sequence[Stage]) -> list[Adapter]:
+    """The roles beside student and ema that the stages need, in the order they must be added in."""
+    wanted: list[Adapter] = ["previous"] if any(stage.new_previous for stage in stages) else []
+    wanted += ["older"] if any(stage.older for stage in stages) else []
+    wanted += ["feedback"] if any(stage.trains == "feedback" for stage in stages) else []
+    wanted += [opponent.role for stage in stages for opponent in stage.opponents if opponent.role]
+    return list(dict.fromkeys(wanted))
+
+
 def split_images(total: int, batch_size: int, weights: Sequence[float]) -> tuple[int, ...]:
     """Share out ``total`` images by weight in whole batches, at least one each; any rest goes to the last share."""
     num_batches = total // batch_size

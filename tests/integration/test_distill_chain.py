@@ -303,6 +303,10 @@ def test_the_verb_says_what_is_wrong_in_one_line(base: str, tmp_path: Path) -> N
     assert "did you mean 'pocket'" in error("tcd", "--base", base, "--preset", "poket")
     assert "no model_index.json" in error("tcd", "--base", str(tmp_path), "--preset", "tiny", "--data", "scenes")
     assert "8 would be" in error("tcd", "--base", base, "--preset", "tiny", "--data", "scenes", "--images", "6")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a fox on a green background\n")
+    assert "prompts alone" in error("tcd", "--base", base, "--preset", "tiny", "--data", str(prompts))
+    assert "which has" in error("tcd", "--base", base, "--preset", "tiny", "--data", "scenes", "--rank", "99")
     assert not (tmp_path / "run").exists()
 
 
@@ -315,3 +319,12 @@ def test_the_verb_trains_then_says_that_it_is_done(base: str, tmp_path: Path) ->
     assert json.loads(first.stdout) == json.loads(second.stdout)
     assert json.loads(first.stdout)["state"] == "done"
     assert (tmp_path / "run" / "lcm.safetensors").stat().st_mtime_ns == written
+
+
+def test_a_judge_that_is_missing_is_told_before_any_training(base: str, tmp_path: Path) -> None:
+    arguments = ["hyper-sd", "--base", base, "--preset", "tiny", "--data", "scenes", "--images", "32",
+                 "--set", "hyper_sd.rewards=[hps/v2.1]", "--out", str(tmp_path / "run")]  # fmt: skip
+    result = CliRunner().invoke(distill, arguments)
+    assert isinstance(result.exception, InputError)
+    assert "HPSv2.1: its weights are not on this machine" in str(result.exception)
+    assert not (tmp_path / "run").exists()

@@ -74,6 +74,16 @@ def test_fresh_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path, setting
     assert sorted(path.name for path in run.path.iterdir()) == ["distill.json", "notes.txt"]
 
 
+def test_a_run_that_cannot_begin_leaves_no_folder_but_never_takes_a_begun_one(
+    tmp_path: Path, settings: Settings
+) -> None:
+    first = open_run(tmp_path / "run", settings)
+    open_run(tmp_path / "run", settings).discard()
+    assert (tmp_path / "run" / "distill.json").exists()
+    first.discard()
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_checkpoint_comes_back_whole(tmp_path: Path, settings: Settings) -> None:
     run = open_run(tmp_path / "run", settings)
     layer = torch.nn.Linear(2, 2)
