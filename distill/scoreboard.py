@@ -7,6 +7,7 @@ Prompts are those of training, not those that results are measured on.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from distill.pictures import as_grid, write_grid
 from distill.roles import Roles
@@ -94,6 +96,7 @@ class Scoreboard:
                 found[name] = registry.resolve("metric", name)(MetricContext(str(self._pipe.device)))
             except InputError as error:
                 self.missing[name] = str(error)
+                tqdm.write(f"scoreboard: without {name}: {error}", file=sys.stderr)
         return found
 
     def _row(
