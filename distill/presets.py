@@ -262,7 +262,7 @@ PRESETS = {
         discriminator_backbone="frozen",
         hyper_sd=replace(
             _SD15.hyper_sd, real_guidance=8.0, critic_updates=5,
-            watched=(), perceptual=None,  # ours: two more CLIP-H models and a second decoded picture do not fit
+            rewards=(), watched=(), perceptual=None,  # ours: decoding 1024 pixels with gradient does not fit in 24 GB
         ),
         lightning=_SDXL_LIGHTNING,
     ),
