@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from distill.batch import Batch
@@ -29,6 +30,7 @@ from distill.roles import Adapter, Roles
 from distill.schedule import NoiseSchedule
 from distill.scoreboard import Scoreboard
 from distill.settings import Settings
+from distill.sharding import spread, spread_state, whole
 from distill.signals import Interrupt
 from distill.sources.opening import open_data
 from distill.sources.prefetch import Prefetch
@@ -129,6 +131,10 @@ class Trainer:
             roles.enable_checkpointing()
         if self.preset.compile:
             roles.compile()
+        if self.preset.fsdp and roles.kind == "lora":
+            raise InputError("fsdp spreads full UNets; a LoRA needs none: say --student unet, or leave fsdp out")
+        if self.preset.fsdp and self.accelerator.num_processes > 1:
+            roles.shard()
         return roles
 
     def run_all(self) -> None:
@@ -230,7 +236,8 @@ class Trainer:
                 bar.set_postfix(loss=f"{self._write_log(stage, step, factor, now - logged):.4g}")
                 logged = now
                 if look and step < num_steps:
-                    self.journal.look(stage, self.position.images)
+                    with self.roles.gathered("ema"):
+                        self.journal.look(stage, self.position.images)
                     logged = time.monotonic()
                 if stop or (step < num_steps and save):
                     self._save()
@@ -277,7 +284,7 @@ class Trainer:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             self._average_gradients(parameters)
             clipped = self.accelerator.clip_grad_norm_(parameters, self.preset.grad_clip)
-            norm = clipped if name == "student" else norm
+            norm = whole(clipped) if name == "student" else norm
             for group in optimizer.param_groups:
                 group["lr"] = factor * rates[name]
             optimizer.step()
@@ -299,14 +306,11 @@ class Trainer:
 
     def _average_gradients(self, parameters: list[nn.Parameter]) -> None:
         """Average over processes. Not DDP's wrapper: several roles share the UNet, and each turn trains others."""
-        if self.accelerator.num_processes > 1:
-            flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-            flat = self.accelerator.reduce(flat, reduction="mean")
-            start = 0
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    parameter.grad.copy_(flat[start : start + parameter.numel()].view_as(parameter.grad))
-                    start += parameter.numel()
+        own = [p.grad for p in parameters if p.grad is not None and not isinstance(p.grad, DTensor)]  # FSDP's are done
+        if self.accelerator.num_processes > 1 and own:
+            flat = self.accelerator.reduce(torch.cat([grad.flatten() for grad in own]), reduction="mean")
+            for grad, mean in zip(own, flat.split([grad.numel() for grad in own]), strict=True):
+                grad.copy_(mean.view_as(grad))
 
     def _advance(self, seconds: float) -> None:
         images = len(self.window) * self.preset.batch_size
@@ -357,8 +361,9 @@ class Trainer:
         """Export the stage's EMA, and hand it on as the next stage's student; a feedback stage leaves the student."""
         if stage.trains == "feedback":
             self.roles.merge_feedback(stage.feedback_ratio)
-        if self.main:
-            self._publish(stage)
+        with self.roles.gathered("ema"):
+            if self.main:
+                self._publish(stage)
         if stage.trains == "student":
             self.roles.copy("ema", "student")
         self.position = Position(self.position.stage + 1, 0, self.position.images, self.position.seconds)
@@ -390,29 +395,32 @@ class Trainer:
         }  # fmt: skip
 
     def _save(self) -> None:
+        weights, optimizers = self._state()
         if self.main:
-            self._write_checkpoint()
+            self.run.save(self.position, weights, optimizers)
         self.accelerator.wait_for_everyone()
 
-    def _write_checkpoint(self) -> None:
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights and optimizer states for a checkpoint, gathered where they are sharded."""
         weights: dict[str, Tensor] = {}
         for adapter in self.roles.adapters:
             weights |= {f"{adapter}.{i}": p for i, p in enumerate(self.roles.parameters(adapter))}
         if self.roles.discriminator is not None:
             weights |= {f"discriminator.{name}": value for name, value in self.roles.discriminator.state_dict().items()}
-        self.run.save(self.position, weights, {name: value.state_dict() for name, value in self.optimizers.items()})
+        return whole(weights), whole({name: value.state_dict() for name, value in self.optimizers.items()})
 
     @torch.no_grad()
     def _load_adapters(self, checkpoint: Path) -> None:
         weights, _ = load_state(checkpoint)
         for adapter in self.roles.adapters:
             for i, parameter in enumerate(self.roles.parameters(adapter)):
-                parameter.copy_(weights[f"{adapter}.{i}"])
+                parameter.copy_(spread(weights[f"{adapter}.{i}"], parameter))
 
     def _load_training(self, checkpoint: Path) -> None:
         weights, optimizers = load_state(checkpoint)
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(optimizers[name])
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            optimizer.load_state_dict(spread_state(optimizers[name], parameters))
         if self.roles.discriminator is not None:
             prefix = "discriminator."
             state = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

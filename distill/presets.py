@@ -158,6 +158,7 @@ class Preset:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     trackers: tuple[Literal["wandb"], ...] = ()  # beside TensorBoard and JSONL, which are always written
     gradient_checkpointing: bool = False
+    fsdp: bool = False  # full UNets over several processes: weights, gradients and Adam's moments in shards
     compile: bool = False  # docs/negative-results.md: does not pay on two CPU cores
     checkpoint_every_s: float = 60.0
     sample_every_s: float = 120.0

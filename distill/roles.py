@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from distill.batch import Condition, join
 from distill.schedule import NoiseSchedule
+from distill.sharding import shard, whole
 from hypersd_bench.errors import InputError
 
 Adapter = Literal["student", "ema", "previous", "older", "critic", "feedback", "backbone"]
@@ -72,6 +73,7 @@ class Roles:
         self.feedback: Any = None
         self.student_predicts: str | None = None
         self.checkpointing = False
+        self.sharded = False
         self._layers: list[BaseTunerLayer] = []
         self._parameters: dict[Adapter, list[nn.Parameter]] = {}
         self._members: dict[Role, _Member] = {"teacher": _Member(self.unet)}
@@ -292,6 +294,34 @@ class Roles:
 
         for unet in {id(member.unet): member.unet for member in self._members.values()}.values():
             unet.enable_gradient_checkpointing(recomputed)
+
+    def shard(self) -> None:
+        """Spread the UNets that are roles' own over the processes; those that share the base stay whole."""
+        for adapter in [each for each in self.adapters if each in OWN_WEIGHTS]:
+            unet = self.network(adapter)  # type: ignore[arg-type]  # OWN_WEIGHTS are roles
+            shard(unet)
+            self._parameters[adapter] = list(unet.parameters())
+        self.sharded = True
+        self._take(self._taking)
+
+    @contextmanager
+    def gathered(self, role: Role) -> Iterator[None]:
+        """Inside the block a plain UNet of the gathered weights answers for a role, for a process that works alone.
+
+        All processes must enter it.
+        """
+        if not self.sharded:
+            yield
+            return
+        sharded = self._members[role]
+        plain = UNet2DConditionModel.from_config(sharded.unet.config)
+        plain.load_state_dict(whole(dict(sharded.unet.state_dict())))
+        plain.set_attn_processor(next(iter(self.unet.attn_processors.values())))
+        self._members[role] = _Member(plain.to(self.unet.device).eval().requires_grad_(False))
+        try:
+            yield
+        finally:
+            self._members[role] = sharded
 
     def compile(self) -> None:
         """Compile every UNet; one graph for each role."""

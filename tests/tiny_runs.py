@@ -51,9 +51,9 @@ def tiny_settings(method: str, base: str, **changes: Any) -> Settings:
     return Settings(method, base, tiny_preset(method, **changes))
 
 
-def trainer_of(method: str, pipe: Any, kind: Kind = "lora") -> Trainer:
+def trainer_of(method: str, pipe: Any, kind: Kind = "lora", **changes: Any) -> Trainer:
     """A trainer with its cast, but without a run folder and data: for what happens at the start of a stage."""
-    preset = tiny_preset(method, student=kind)
+    preset = tiny_preset(method, student=kind, **changes)
     trainer = object.__new__(Trainer)
     trainer.settings, trainer.preset, trainer.pipe = Settings(method, "none", preset), preset, pipe
     trainer.stages = registry.resolve("method", method)().stages(preset)
@@ -70,9 +70,14 @@ def pipe_of(unet: Any, config: dict[str, Any]) -> Any:
     return SimpleNamespace(unet=unet, scheduler=SimpleNamespace(config=config))
 
 
-def run_in_a_process(method: str, base: str, out: str, batch_size: str, interrupted_at: str) -> None:
-    """Train with a log row a step; process 1 is sent Ctrl-C after ``interrupted_at`` steps, if that is not 0."""
+def run_in_a_process(method: str, base: str, out: str, batch_size: str, interrupted_at: str, student: str) -> None:
+    """Train with a log row a step; process 1 is sent Ctrl-C after ``interrupted_at`` steps, if that is not 0.
+
+    student: ``lora``, or ``unet``, whose weights are then sharded, in float32.
+    """
     loop.LOG_EVERY = 1
+    if student == "unet":
+        loop.fast_bf16 = lambda device: False  # type: ignore[attr-defined]
     step, done = Trainer._step, [0]
 
     def counted(self: Trainer, stage: Stage, factor: float) -> None:
@@ -83,7 +88,8 @@ def run_in_a_process(method: str, base: str, out: str, batch_size: str, interrup
 
     Trainer._step = counted  # type: ignore[method-assign]
     try:
-        train(tiny_settings(method, base, batch_size=int(batch_size)), Path(out))
+        settings = tiny_settings(method, base, batch_size=int(batch_size), student=student, fsdp=student == "unet")
+        train(settings, Path(out))
     except KeyboardInterrupt:
         sys.exit(130)
 
