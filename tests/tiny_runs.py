@@ -70,7 +70,9 @@ def pipe_of(unet: Any, config: dict[str, Any]) -> Any:
     return SimpleNamespace(unet=unet, scheduler=SimpleNamespace(config=config))
 
 
-def run_in_a_process(method: str, base: str, out: str, batch_size: str, interrupted_at: str, student: str) -> None:
+def run_in_a_process(
+    method: str, base: str, out: str, batch_size: str, interrupted_at: str, student: str = "lora"
+) -> None:
     """Train with a log row a step; process 1 is sent Ctrl-C after ``interrupted_at`` steps, if that is not 0.
 
     student: ``lora``, or ``unet``, whose weights are then sharded, in float32.
