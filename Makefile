@@ -33,7 +33,7 @@ bench: setup ## speed: training images/s, generated images/s, Frechet distance
 	$(BIN)/pytest benchmarks --benchmark-only
 
 lock: setup ## write requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra inception --extra data --universal --python-version 3.11 --upgrade \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra inception --extra data --extra ray --universal --python-version 3.11 --upgrade \
 	    --no-emit-index-url --no-emit-find-links --no-header --no-annotate --output-file requirements.lock
 
 clean: ## remove .venv, caches and build output; runs/ stays

@@ -27,7 +27,7 @@ from reports.results import CLOSE, OPEN, read_sections, write_results
 from reports.tables import DAGGER
 from tests.synthetic_run import AESTHETIC, CLIP, FID, make_run
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SPECS = Path(__file__).resolve().parents[2] / "specs"
 CONTRASTS = [
     {"name": "first", "model": "hyper-sd", "against": "tcd", "steps": [1, 4]},
     {"name": "second", "model": "lcm", "against": "lightning", "steps": [4]},
@@ -358,7 +358,7 @@ def test_the_ablations_compare_what_their_commands_make(tmp_path: Path) -> None:
     from distill.overrides import override
     from distill.presets import find_preset
 
-    example = EXAMPLES / "pocket-ablations.yaml"
+    example = SPECS / "pocket-ablations.yaml"
     made = commands(example)
     assert len(made) == 2
     for out, words in made.items():
@@ -366,8 +366,8 @@ def test_the_ablations_compare_what_their_commands_make(tmp_path: Path) -> None:
         changes = [value for flag, value in pairwise(words) if flag == "--set"]
         for stage in HyperSD().stages(override(preset, changes)):
             lora(tmp_path / out / f"{stage.export}.safetensors", stage.contract)
-    (tmp_path / "examples").mkdir()
-    plan = make_plan(load_spec(example, {}), tmp_path / "examples")
+    (tmp_path / "specs").mkdir()
+    plan = make_plan(load_spec(example, {}), tmp_path / "specs")
     picked = {(c.label, c.steps): c.model.name for c in plan.configurations}
     assert {key: name for key, name in picked.items() if key[0] not in ("tcd", "teacher")} == {
         **{("tscd", k): f"hyper-sd-{k}steps-tscd" for k in (1, 2, 4, 8)},
@@ -378,7 +378,7 @@ def test_the_ablations_compare_what_their_commands_make(tmp_path: Path) -> None:
     assert [len(contrast.steps or ()) for contrast in plan.contrasts] == [3, 3, 1, 1, 3]
 
 
-@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("example", sorted(SPECS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_examples_are_specs(example: Path) -> None:
     spec = load_spec(example, {})
     assert spec.name == example.stem
