@@ -26,7 +26,7 @@ from torch import Tensor
 from distill.formats import from_kohya, is_sdxl, kohya_metadata, model_spec, tensors_sha256, to_kohya
 from distill.settings import MANIFEST
 from distill.unet_folder import MAX_SHARD_SIZE, SAMPLER_FILE, move, unfinished, write_unet
-from hypersd_bench.catalog.base import CARD_KEY, weight_files
+from hypersd_bench.catalog.local import CARD_KEY, weight_files
 from hypersd_bench.errors import HypersdBenchError, InputError, unknown_name
 from hypersd_bench.pipelines import base_folder, first_line, load_base, load_unet
 from hypersd_bench.provenance import sha256

@@ -135,6 +135,8 @@ class Provenance:
     python: str
     machine: str
     device: str
+    driver: str = ""  # of the GPU; empty on a CPU
+    cuda: str = ""  # that torch was built for; empty on a CPU
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for a manifest."""

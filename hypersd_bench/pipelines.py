@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import load_file
 from torch import Tensor
 
-from hypersd_bench.catalog.spec import ModelSpec
+from hypersd_bench.catalog.spec import HubWeights, ModelSpec
 from hypersd_bench.conditioning import Condition, join
 from hypersd_bench.errors import InputError
+from hypersd_bench.hub import fetch_file, fetch_folder
 from hypersd_bench.pocket import WEIGHTS
 from hypersd_bench.sampling import SamplerContract, read_safetensors_metadata
 from hypersd_bench.seeding import generators, starting_noise
@@ -32,22 +34,31 @@ COMPONENTS = {
 }  # fmt: skip
 HUB_BASES = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "sd21": "stabilityai/stable-diffusion-2-1-base",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 # Of a UNet's config: what the rest of its pipeline hands to it, or takes from it.
 SHARED_CONFIG = ("in_channels", "out_channels", "sample_size", "cross_attention_dim", "addition_embed_type")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def is_on_hub(base: str) -> bool:
+    """Whether a base is to be had from the hub: its name, or a hub id, and no folder here."""
+    return (
+        base != "pocket" and not Path(base).expanduser().is_dir() and bool(_HUB_ID.fullmatch(HUB_BASES.get(base, base)))
+    )
 
 
 def base_folder(base: str) -> Path:
     """Where a base's pipeline folder lies: ``pocket``, the shipped miniature; a path; or a hub id, downloaded once.
 
-    ``sd15`` and ``sdxl`` stand for their hub ids.
+    ``sd15``, ``sd21`` and ``sdxl`` stand for their hub ids; ``@REVISION`` after an id names a branch, tag or commit.
     """
-    folder = WEIGHTS / "base" if base == "pocket" else Path(base).expanduser()
-    hub_id = HUB_BASES.get(base, base)
-    if not folder.is_dir() and _HUB_ID.fullmatch(hub_id):
-        folder = _download(hub_id)
+    if is_on_hub(base):
+        folder = _hub_folder(HUB_BASES.get(base, base))
+    else:
+        folder = WEIGHTS / "base" if base == "pocket" else Path(base).expanduser()
     index = folder / "model_index.json"
     if not index.is_file():
         remedy = "build it with: hypersd-bench pocket build" if base == "pocket" else (
@@ -61,6 +72,29 @@ def base_folder(base: str) -> Path:
     return folder
 
 
+@cache
+def _hub_folder(hub_id: str) -> Path:
+    found = _HUB_ID.fullmatch(hub_id)
+    assert found
+    return fetch_folder(found["repo"], found["revision"] or "main")
+
+
+def weights_path(model: ModelSpec) -> Path:
+    """Where a model's weights lie on this disk, a file or a UNet folder; those of the hub are downloaded once."""
+    weights = model.weights
+    assert weights is not None, f"{model.name} has no weights of its own"
+    if isinstance(weights, Path):
+        return weights
+    return _hub_weights(weights)
+
+
+@cache
+def _hub_weights(weights: HubWeights) -> Path:
+    if weights.is_folder:
+        return fetch_folder(weights.repo, weights.revision, weights.file)
+    return fetch_file(weights.repo, weights.file, weights.revision)
+
+
 def _pipeline_class(base: str, index: Path) -> str:
     """The pipeline that a model_index.json names; raises InputError for one that is neither SD1 nor SDXL."""
     try:
@@ -70,19 +104,6 @@ def _pipeline_class(base: str, index: Path) -> str:
     if name not in COMPONENTS:
         raise InputError(f"base {base!r} is a {name}; bases of {' and '.join(COMPONENTS)} are supported")
     return name
-
-
-def _download(hub_id: str) -> Path:
-    """A hub repository's safetensors pipeline in the hub's own cache; raises InputError with the hub's reason."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    wanted = ["model_index.json", "*/*.json", "*/*.txt", "*/*.model", "*/*.safetensors"]
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=["*.fp16.*", "*.non_ema.*"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise InputError(f"base {hub_id!r} can't be had from the hub: {first_line(error)}; give a local folder, or "
-                         "check the name, your connection and HF_TOKEN") from error  # fmt: skip
 
 
 def load_base(base: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Pipeline:
@@ -123,6 +144,30 @@ def load_unet(
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"{folder} is not a whole diffusers UNet folder: {first_line(error)}") from error
+    return _ready(unet, device)
+
+
+def load_unet_file(
+    file: Path, config: Any, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> UNet2DConditionModel:
+    """Load a file of a UNet's weights (safetensors, or a pickle of plain tensors) into a UNet of a config."""
+    try:
+        if file.suffix == ".safetensors":
+            read_safetensors_metadata(file)
+            state = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        with torch.device("meta"):
+            unet: UNet2DConditionModel = UNet2DConditionModel.from_config(config)
+        unet.load_state_dict(state, assign=True)
+    except InputError:
+        raise
+    except Exception as error:  # unpickling can raise anything
+        raise InputError(f"{file} does not hold the weights of this base's UNet: {first_line(error)}") from error
+    return _ready(unet.to(dtype), device)
+
+
+def _ready(unet: UNet2DConditionModel, device: str | torch.device) -> UNet2DConditionModel:
     if torch.device(device).type == "cpu":  # as ``load_base``
         unet.set_attn_processor(AttnProcessor())
     return unet.eval().requires_grad_(False).to(device)
@@ -143,34 +188,6 @@ def is_sdxl(pipe: Pipeline) -> bool:
 def pixel_size(pipe: Pipeline) -> int:
     """Width and height of the base's own pictures."""
     return int(pipe.unet.config.sample_size) * int(pipe.vae_scale_factor)
-
-
-def with_model(base: Pipeline, model: ModelSpec) -> Pipeline:
-    """A pipeline that samples as ``model``: a UNet of its own, or its LoRA fused into a copy of the base's.
-
-    All else is shared, and the base itself is never touched: fusing and unfusing would leave rounding behind, and the
-    pictures would depend on which models came before.
-    """
-    if model.kind == "base":
-        return base
-    assert model.weights is not None
-    if model.kind == "unet":
-        unet = load_unet(model.weights, base.device, base.unet.dtype)
-        unlike = [name for name in SHARED_CONFIG if unet.config.get(name) != base.unet.config.get(name)]
-        if unlike:
-            raise InputError(f"{model.name}: {model.weights} does not fit base {model.base!r}: its {unlike[0]} is "
-                             f"{unet.config.get(unlike[0])}, the base's {base.unet.config.get(unlike[0])}")  # fmt: skip
-        return with_unet(base, unet)
-    read_safetensors_metadata(model.weights)
-    pipe = with_unet(base, copy.deepcopy(base.unet))
-    try:
-        pipe.load_lora_weights(model.weights.parent, weight_name=model.weights.name)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        problem = f"{model.name}: {model.weights} does not fit base {model.base!r}"
-        raise InputError(f"{problem}: {first_line(error)}") from error
-    pipe.fuse_lora(lora_scale=model.contract.lora_scale)
-    pipe.unload_lora_weights()
-    return pipe
 
 
 def encode_prompts(pipe: Pipeline, prompts: Sequence[str]) -> Condition:
@@ -209,6 +226,7 @@ def sample_latents(
     scheduler: Any = contract.make_scheduler(pipe.scheduler.config)
     contract.set_timesteps(scheduler, steps)
     image_generators = generators(seeds)
+    told_timesteps = contract.told_timestep(scheduler.timesteps).to(pipe.device)
     size = pipe.unet.config.sample_size
     noise = starting_noise(image_generators, (pipe.unet.config.in_channels, size, size))
     x = noise.to(pipe.device) * scheduler.init_noise_sigma
@@ -220,9 +238,9 @@ def sample_latents(
     options: dict[str, Any] = {} if contract.eta is None else {"eta": contract.eta}
     if contract.scheduler != "DDIMScheduler" or contract.eta:
         options["generator"] = image_generators
-    for t in scheduler.timesteps:
+    for t, told_t in zip(scheduler.timesteps, told_timesteps, strict=True):  # t stays here: no waiting for the device
         x_in = scheduler.scale_model_input(torch.cat([x, x]) if guided else x, t)
-        eps = pipe.unet(x_in.to(pipe.unet.dtype), t, return_dict=False, **told)[0].float()
+        eps = pipe.unet(x_in.to(pipe.unet.dtype), told_t, return_dict=False, **told)[0].float()
         if guided:
             eps_u, eps_c = eps.chunk(2)
             eps = eps_u + contract.guidance_scale * (eps_c - eps_u)
@@ -248,10 +266,10 @@ def embedded_guidance(pipe: Pipeline, contract: SamplerContract, batch_size: int
 
 @torch.no_grad()
 def decode_latents(pipe: Pipeline, latents: Tensor) -> Tensor:
-    """Decode latents to pixels in [0, 1]: (N, 3, H, W) float32 on the CPU, not clipped, non-finite values kept."""
+    """Decode latents to pixels in [0, 1]: (N, 3, H, W) float32 on their device, not clipped, non-finite values kept."""
     z = (latents / pipe.vae.config.scaling_factor).to(pipe.vae.dtype)
     pixels = pipe.vae.decode(z, return_dict=False)[0]
-    decoded: Tensor = (pixels.float() / 2 + 0.5).cpu()
+    decoded: Tensor = pixels.float() / 2 + 0.5
     return decoded
 
 
@@ -274,7 +292,7 @@ def sample(
     for i in range(0, len(prompts), batch_size):
         embeds = encode_prompts(pipe, prompts[i : i + batch_size])
         latents = sample_latents(pipe, contract, steps, embeds, seeds[i : i + batch_size], empty)
-        images.append(to_uint8(decode_latents(pipe, latents)))
+        images.append(to_uint8(decode_latents(pipe, latents)).cpu())
     return torch.cat(images)
 
 

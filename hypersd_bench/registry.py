@@ -48,10 +48,31 @@ SEGMENTERS = {
 }
 FAMILIES = {
     "pocket": "hypersd_bench.catalog.pocket:models",
+    "base": "hypersd_bench.catalog.base:models",
+    "hyper-sd": "hypersd_bench.catalog.hyper_sd:models",
+    "lightning": "hypersd_bench.catalog.lightning:models",
+    "lcm": "hypersd_bench.catalog.lcm:models",
+    "tcd": "hypersd_bench.catalog.tcd:models",
+    "turbo": "hypersd_bench.catalog.turbo:models",
+    "pcm": "hypersd_bench.catalog.pcm:models",
+    "dmd2": "hypersd_bench.catalog.dmd2:models",
+    "flash": "hypersd_bench.catalog.flash:models",
+    "nitrofusion": "hypersd_bench.catalog.nitrofusion:models",
+    "tdm": "hypersd_bench.catalog.tdm:models",
+    "perflow": "hypersd_bench.catalog.perflow:models",
 }
 PROMPTS = {
-    "pocket/held-out": "hypersd_bench.pocket.prompts:held_out_prompts",
-    "pocket/train": "hypersd_bench.pocket.prompts:train_prompts",
+    "pocket/held-out": "hypersd_bench.pocket.prompts:HELD_OUT",
+    "pocket/train": "hypersd_bench.pocket.prompts:TRAIN",
+    "coco/2017-val-5k": "hypersd_bench.prompt_sets.coco:VAL_2017_5K",
+    "coco/2014-val-10k": "hypersd_bench.prompt_sets.coco:VAL_2014_10K",
+    "coco/2014-val-30k": "hypersd_bench.prompt_sets.coco:VAL_2014_30K",
+    "partiprompts": "hypersd_bench.prompt_sets.partiprompts:PARTI_PROMPTS",
+    "drawbench": "hypersd_bench.prompt_sets.drawbench:DRAW_BENCH",
+    "geneval": "hypersd_bench.prompt_sets.geneval:GEN_EVAL",
+    "t2i-compbench": "hypersd_bench.prompt_sets.t2i_compbench:T2I_COMP_BENCH",
+    "dpg": "hypersd_bench.prompt_sets.dpg:DPG",
+    "hpsv2": "hypersd_bench.prompt_sets.hpsv2:HPS_V2",
 }
 VERBS = {
     "demo": Verb("hypersd_bench.cli.demo:demo", "The whole story on the miniature: distil, benchmark, score, report."),

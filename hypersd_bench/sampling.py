@@ -7,12 +7,12 @@ safetensors metadata, so that nobody has to be told the scheduler, the timesteps
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hypersd_bench.errors import InputError
+from hypersd_bench.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -29,6 +29,8 @@ class SamplerContract:
     count the timesteps from noisy to clean; a step count that is not a key is refused. guidance_scale: the usual form
     (0 and 1 mean none). eta: what the scheduler's step takes, or None. lora_scale: how strongly a LoRA is applied.
     embedded_guidance: for a UNet that is told w, the g = 1 + w it is sampled with, instead of guidance proper.
+    shifted_timestep: for a UNet that is told t * shifted_timestep / 1000 instead of the scheduler's t (NitroFusion,
+    arXiv 2412.02030); its eps, too, belongs to the timestep that it is told.
     """
 
     scheduler: str
@@ -39,6 +41,7 @@ class SamplerContract:
     lora_scale: float = 1.0
     prediction_type: str = "epsilon"
     embedded_guidance: float | None = None
+    shifted_timestep: int | None = None
 
     def __post_init__(self) -> None:
         if self.embedded_guidance is not None and self.guidance_scale > 1:
@@ -53,27 +56,50 @@ class SamplerContract:
 
     def make_scheduler(self, base_config: Mapping[str, Any]) -> SchedulerMixin:
         """Build the scheduler on the base's noise schedule (``pipe.scheduler.config``)."""
-        import diffusers
-
         kept = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
         config = {key: base_config[key] for key in kept if key in base_config}
-        scheduler_class = getattr(diffusers, self.scheduler)
-        scheduler: SchedulerMixin = scheduler_class(
+        scheduler: SchedulerMixin = scheduler_class(self.scheduler)(
             **config, **{"prediction_type": self.prediction_type, **self.settings}
         )
         return scheduler
+
+    def told_timestep(self, t: Any) -> Any:
+        """What the UNet is told at the scheduler's timestep ``t``."""
+        return t if self.shifted_timestep is None else t * self.shifted_timestep // NUM_TRAIN_TIMESTEPS
+
+    @property
+    def spacing(self) -> str:
+        """The rule that all of its timesteps follow (``trailing``, ``skipping``); empty when they follow none."""
+        fits = (n for n, rule in SPACINGS.items() if all(ts == rule(count) for count, ts in self.timesteps.items()))
+        return next(fits, "")
+
+    def stretched(self, steps: int) -> SamplerContract:
+        """The contract with a step count that the weights were not made for, by its own rule of spacing."""
+        if steps in self.timesteps:
+            return self
+        if not self.spacing:
+            raise InputError(f"timesteps {list(self.timesteps.values())} follow no rule that gives {steps} steps; "
+                             "say them in the contract")  # fmt: skip
+        return replace(self, timesteps={**self.timesteps, steps: SPACINGS[self.spacing](steps)})
 
     def set_timesteps(self, scheduler: Any, steps: int, model: str = "this model") -> None:
         """Set exactly the contract's timesteps; a scheduler that disagrees is an error, not a surprise."""
         self.require_steps(steps, model)
         wanted = list(self.timesteps[steps])
-        if self.scheduler in ("LCMScheduler", "TCDScheduler"):  # these take a list; the others only a count
+        if self.takes_timesteps:
             scheduler.set_timesteps(timesteps=wanted)
         else:
             scheduler.set_timesteps(steps)
         got = [round(float(t)) for t in scheduler.timesteps]
         if got != wanted:
             raise InputError(f"{model}: {self.scheduler} gives timesteps {got}, its contract says {wanted}")
+        if self.shifted_timestep is not None:
+            scheduler.set_begin_index(0)  # it steps from timesteps told, which are none of its own
+
+    @property
+    def takes_timesteps(self) -> bool:
+        """Whether the scheduler is told timesteps, and not only how many there are."""
+        return self.scheduler in ("LCMScheduler", "TCDScheduler")
 
     def to_json(self) -> str:
         """One line of JSON, for safetensors metadata and manifests."""
@@ -100,6 +126,9 @@ def skipping(steps: int, grid: int = 50) -> tuple[int, ...]:
     skip = NUM_TRAIN_TIMESTEPS // grid
     points = [skip * (i + 1) - 1 for i in range(grid)][::-1]
     return tuple(points[int(i * grid / steps)] for i in range(steps))
+
+
+SPACINGS: dict[str, Callable[[int], tuple[int, ...]]] = {"trailing": trailing, "skipping": skipping}
 
 
 def ddim_trailing(steps: tuple[int, ...], guidance_scale: float = 0.0) -> SamplerContract:
@@ -136,6 +165,33 @@ def tcd(steps: tuple[int, ...], eta: float = 0.3) -> SamplerContract:
     return SamplerContract(scheduler="TCDScheduler", timesteps={count: skipping(count) for count in steps}, eta=eta)
 
 
+def timesteps_of(contract: SamplerContract, steps: int) -> tuple[int, ...]:
+    """The timesteps that a contract's scheduler chooses by its own settings."""
+    scheduler: Any = contract.make_scheduler({})
+    try:
+        scheduler.set_timesteps(steps)
+    except ValueError as error:
+        raise InputError(f"{contract.scheduler} can't take {steps} steps: {error}") from error
+    return tuple(round(float(t)) for t in scheduler.timesteps)
+
+
+def scheduler_class(name: str) -> type[SchedulerMixin]:
+    """The scheduler class of a name: one of diffusers', or PeRFlow's, which diffusers lacks."""
+    import diffusers
+
+    if name == "PeRFlowScheduler":
+        from hypersd_bench.perflow import PeRFlowScheduler
+
+        own: type[SchedulerMixin] = PeRFlowScheduler
+        return own
+    found = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if found is None:
+        known = [known for known in dir(diffusers) if known.endswith("Scheduler") and not known.startswith("Flax")]
+        raise unknown_name("scheduler", name, [*known, "PeRFlowScheduler"])
+    scheduler: type[SchedulerMixin] = found
+    return scheduler
+
+
 def read_contract(path: Path) -> SamplerContract:
     """Read the contract inside a safetensors file; raises InputError for a broken file or one without a contract."""
     metadata = read_safetensors_metadata(path)
@@ -146,13 +202,18 @@ def read_contract(path: Path) -> SamplerContract:
 
 def read_safetensors_metadata(path: Path) -> dict[str, str]:
     """Read a safetensors header's metadata; a missing, truncated or foreign file raises InputError."""
+    return dict(read_safetensors_header(path).get("__metadata__") or {})
+
+
+def read_safetensors_header(path: Path) -> dict[str, Any]:
+    """Read a safetensors file's header, by tensor name; a missing, truncated or foreign file raises InputError."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             header_length = int.from_bytes(file.read(8), "little")
             if not 0 < header_length <= size - 8:
                 raise ValueError("header length does not fit the file")
-            header = json.loads(file.read(header_length))
+            header: dict[str, Any] = json.loads(file.read(header_length))
         end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
         if 8 + header_length + end != size:
             raise ValueError(f"{size} bytes where its header announces {8 + header_length + end}: truncated?")
@@ -160,4 +221,4 @@ def read_safetensors_metadata(path: Path) -> dict[str, str]:
         raise InputError(f"can't read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a whole safetensors file ({error}); download or export it again") from error
-    return dict(header.get("__metadata__") or {})
+    return header

@@ -3,7 +3,7 @@
     run.json        the resolved spec, its hash, provenance
     images/         one PNG per image, <model>/<steps>/<prompt id>_<replicate>.png
     features/       what set metrics extracted, one .npy per metric, model and step count, in image order
-    ledger.sqlite   images, scores, set scores, timings
+    ledger.sqlite   images, scores, set scores, timings, costs
 
 An image counts when its file is complete and its row is in: files are renamed into place before their rows are
 committed, so kill -9 loses at most the batch in flight and nothing is ever doubled.
@@ -22,7 +22,7 @@ from typing import Any
 
 from hypersd_bench.errors import InputError
 
-LEDGER_VERSION = 1
+LEDGER_VERSION = 2
 _SCHEMA = """
 CREATE TABLE image (
     id INTEGER PRIMARY KEY, model TEXT NOT NULL, steps INTEGER NOT NULL, prompt_id TEXT NOT NULL,
@@ -39,6 +39,12 @@ CREATE TABLE timing (
     model TEXT NOT NULL, steps INTEGER NOT NULL, stage TEXT NOT NULL, repeat INTEGER NOT NULL,
     batch_size INTEGER NOT NULL, seconds REAL NOT NULL, device TEXT NOT NULL,
     PRIMARY KEY (model, steps, stage, repeat, batch_size)) WITHOUT ROWID;
+"""
+_COST = """
+CREATE TABLE cost (
+    model TEXT NOT NULL, steps INTEGER NOT NULL, name TEXT NOT NULL, batch_size INTEGER NOT NULL,
+    value REAL NOT NULL, unit TEXT NOT NULL, device TEXT NOT NULL,
+    PRIMARY KEY (model, steps, name, batch_size)) WITHOUT ROWID;
 """
 
 
@@ -89,7 +95,7 @@ class SetScoreRow:
 
 @dataclass(frozen=True, slots=True)
 class TimingRow:
-    """One timed repeat of a stage (``text``, ``denoise``, ``decode``, ``total``) for a batch."""
+    """One timed repeat of a stage for a batch: ``text``, ``denoise``, ``decode``, ``total``; ``unet`` is one step's."""
 
     model: str
     steps: int
@@ -97,6 +103,23 @@ class TimingRow:
     repeat: int
     batch_size: int
     seconds: float
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class CostRow:
+    """What a configuration costs beside time per batch: memory, cold start, images per second.
+
+    name: ``load``, ``seat`` and ``first-image`` (s; together a cold start), ``peak-memory`` (bytes: what the device's
+    tensors took at most, on a CPU the process), ``peak-reserved`` (bytes), ``images-per-second``.
+    """
+
+    model: str
+    steps: int
+    name: str
+    batch_size: int
+    value: float
+    unit: str
     device: str
 
 
@@ -109,18 +132,13 @@ class RunStore:
 
     @classmethod
     def create(cls, folder: Path, manifest: dict[str, Any]) -> RunStore:
-        """Start a run directory, or go on with one of the same spec (``manifest["spec_hash"]``)."""
-        if (folder / "run.json").exists():
-            store = cls.open(folder)
-            if store.manifest.get("spec_hash") != manifest["spec_hash"]:
-                raise InputError(f"{folder} holds a run of another spec; choose another --out, or remove that folder")
-            return store
-        if folder.exists() and any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty and holds no run; choose another --out")
+        """Start a run directory; raises InputError for a folder with anything in it."""
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} is not an empty folder, and holds no run; choose another --out")
         (folder / "images").mkdir(parents=True, exist_ok=True)
         with sqlite3.connect(folder / "ledger.sqlite") as db:
             db.execute("PRAGMA journal_mode=WAL")
-            db.executescript(f"{_SCHEMA} PRAGMA user_version={LEDGER_VERSION};")
+            db.executescript(f"{_SCHEMA} {_COST} PRAGMA user_version={LEDGER_VERSION};")
         db.close()
         write_json(folder / "run.json", manifest)  # last: a folder with run.json is a whole run directory
         return cls(folder, manifest)
@@ -139,6 +157,9 @@ class RunStore:
         store = cls(folder, manifest)
         with store._database() as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 1:  # had no costs
+                db.executescript(f"BEGIN; {_COST} PRAGMA user_version={LEDGER_VERSION}; COMMIT;")
+                version = LEDGER_VERSION
         if version != LEDGER_VERSION:
             raise InputError(f"{folder / 'ledger.sqlite'} has version {version}; this program reads {LEDGER_VERSION}")
         return store
@@ -158,6 +179,16 @@ class RunStore:
     def record_timings(self, rows: Sequence[TimingRow]) -> None:
         """Enter or replace timings."""
         self._insert("timing", "INSERT OR REPLACE", rows)
+
+    def record_costs(self, rows: Sequence[CostRow]) -> None:
+        """Enter or replace costs."""
+        self._insert("cost", "INSERT OR REPLACE", rows)
+
+    def forget_timings(self, model: str, steps: int) -> None:
+        """Remove a configuration's timings and costs, to measure it anew."""
+        with self._database() as db:
+            for table in ("timing", "cost"):
+                db.execute(f"DELETE FROM {table} WHERE model = ? AND steps = ?", (model, steps))
 
     def images(self) -> list[ImageRow]:
         """All images, ordered by model, steps, prompt id and replicate: every model's images line up."""
@@ -179,6 +210,10 @@ class RunStore:
     def timings(self) -> list[TimingRow]:
         """All timings."""
         return list(self._select(TimingRow, "timing"))
+
+    def costs(self) -> list[CostRow]:
+        """All costs."""
+        return list(self._select(CostRow, "cost"))
 
     def features_path(self, metric: str, model: str, steps: int) -> Path:
         """Where a set metric keeps its (N, d) float32 features of a model's images, in the order of ``images()``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypersd_bench.catalog.base import distilled_family, teacher
+from hypersd_bench.catalog.local import distilled_family, teacher
 from hypersd_bench.catalog.spec import ModelSpec
 from hypersd_bench.pocket import WEIGHTS
 

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import click
 
 from hypersd_bench.errors import CheckFailed, InputError
+from hypersd_bench.health.compute import examine_compute, examine_load
+from hypersd_bench.health.finding import Finding
+from hypersd_bench.health.storage import examine_caches, examine_disk, start_hub_check
+from hypersd_bench.health.versions import examine_requirements, examine_rules, own_requirements
 from hypersd_bench.pocket import WEIGHTS
 from hypersd_bench.sampling import read_safetensors_metadata
 
-LIBRARIES = ("torch", "torchvision", "diffusers", "transformers", "peft", "open_clip", "torchmetrics")
-_MIB, _GIB = 2**20, 2**30
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. state: ``ok``; ``note``, worth knowing before numbers are published; ``bad``, won't work."""
-
-    name: str
-    state: Literal["ok", "note", "bad"]
-    detail: str
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "huggingface_hub",
+    "diffusers",
+    "transformers",
+    "peft",
+    "open_clip",
+    "torchmetrics",
+)
+_MIB = 2**20
 
 
 @click.command()
@@ -42,21 +43,31 @@ def doctor(as_json: bool) -> None:
     else:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:
-            click.echo(f"{finding.state:4}  {finding.name:{width}}  {finding.detail}")
+            click.echo(_lines(finding, width))
     if bad := [finding.name for finding in findings if finding.state == "bad"]:
         raise CheckFailed(f"this machine is not ready: {', '.join(bad)}")
 
 
 def examine() -> Iterator[Finding]:
     """Look at everything, in the order in which it should be mended."""
+    hub = start_hub_check()  # it answers while the libraries load
     yield Finding("python", "ok", sys.version.split()[0])
+    yield from examine_requirements(own_requirements())
     libraries = list(map(_library, LIBRARIES))
     yield from libraries
+    yield from examine_rules()
     if all(finding.state == "ok" for finding in libraries):
-        yield from _compute()
-    yield _load()
-    yield _disk(Path.cwd())
+        yield from examine_compute()
+        yield from examine_caches()
+    yield examine_load()
+    yield examine_disk(Path.cwd())
+    yield hub()
     yield _miniature(WEIGHTS)
+
+
+def _lines(finding: Finding, width: int) -> str:
+    line = f"{finding.state:4}  {finding.name:{width}}  {finding.detail}"
+    return line if finding.state == "ok" else f"{line}\n{'':{width + 8}}remedy: {finding.remedy}"
 
 
 def _library(name: str) -> Finding:
@@ -64,54 +75,20 @@ def _library(name: str) -> Finding:
     try:
         import_module(name)
     except Exception as error:  # a broken binary can raise anything
-        return Finding(name, "bad", f"does not load ({type(error).__name__}: {error}); run `make setup` again")
+        return Finding(name, "bad", f"does not load ({type(error).__name__}: {error})", "run `make setup` again")
     return Finding(name, "ok", version("open_clip_torch" if name == "open_clip" else name))
-
-
-def _compute() -> Iterator[Finding]:
-    import torch
-
-    from hypersd_bench.pocket.training import fast_bf16
-
-    if torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory
-        yield Finding("device", "ok", f"cuda: {torch.cuda.get_device_name(0)}, {memory / _GIB:.0f} GiB")
-    else:
-        yield Finding("device", "note", "cpu: enough for the miniature, not for models of SDXL's size")
-    threads, cores = torch.get_num_threads(), _num_cores()
-    state: Literal["ok", "note"] = "ok" if threads == cores else "note"
-    yield Finding("threads", state, f"torch uses {threads} on {cores} cores (OMP_NUM_THREADS sets them)")
-    fast = fast_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    yield Finding("bf16", "ok" if fast else "note", "fast" if fast else "slow here: training uses float32")
-
-
-def _load() -> Finding:
-    """Other work on the machine makes every latency wrong."""
-    load, cores = os.getloadavg()[0], _num_cores()
-    if load > 0.5 * cores:
-        return Finding("load", "note", f"{load:.1f} on {cores} cores: latencies would be wrong")
-    return Finding("load", "ok", f"{load:.1f} on {cores} cores")
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _disk(folder: Path) -> Finding:
-    free = shutil.disk_usage(folder).free
-    state: Literal["ok", "note", "bad"] = "ok" if free > 5 * _GIB else "note" if free > _GIB / 4 else "bad"
-    return Finding("disk", state, f"{free / _GIB:.1f} GiB free in {folder}")
 
 
 def _miniature(weights: Path) -> Finding:
     """Every file of the shipped miniature must be whole."""
     files = sorted(weights.rglob("*.safetensors"))
     if not files:
-        return Finding("miniature", "bad", f"no weights in {weights}; build them with: hypersd-bench pocket build")
+        return Finding("miniature", "bad", f"no weights in {weights}", "build them with: hypersd-bench pocket build")
     try:
         for file in files:
             read_safetensors_metadata(file)
     except InputError as error:
-        return Finding("miniature", "bad", str(error))
+        remedy = "restore the file from the repository or the package, or: hypersd-bench pocket build"
+        return Finding("miniature", "bad", str(error), remedy)
     size = sum(file.stat().st_size for file in files)
     return Finding("miniature", "ok", f"{len(files)} weight files, {size / _MIB:.0f} MiB, all whole")

@@ -84,7 +84,7 @@ def sample(
     import numpy as np
     from PIL import Image
 
-    from hypersd_bench.pipelines import load_base, with_model
+    from hypersd_bench.bench import Bench
     from hypersd_bench.pipelines import sample as draw
     from hypersd_bench.prompts import load_prompts
     from hypersd_bench.runner.plan import make_plan
@@ -94,7 +94,7 @@ def sample(
 
     texts = list(captions) or [prompt.text for prompt in load_prompts("pocket/held-out").prompts[:8]]
     chosen = make_plan(load_spec(None, {"models": [model], "steps": [steps]})).configurations[0]
-    pipe = with_model(load_base("pocket"), chosen.model)
+    pipe = Bench().seat(chosen.model, "pocket")
     seeds = [image_seed(seed, text, column) for text in texts for column in range(columns)]
     repeated = [text for text in texts for _ in range(columns)]
     images = draw(pipe, chosen.model.contract, steps, repeated, seeds).numpy()

@@ -1,29 +1,35 @@
-"""A whole run: plan, generate, score, time. Started again, it goes on where it stopped."""
+"""A whole run: plan, bring the weights, generate, time, score. Started again, it goes on where it stopped."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hypersd_bench.contracts import MetricContext
 from hypersd_bench.errors import InputError
 from hypersd_bench.host import keep_freed_memory
-from hypersd_bench.runner.generate import generate
-from hypersd_bench.runner.plan import Plan, manifest
+from hypersd_bench.runner.generate import Engine, LocalEngine, generate
+from hypersd_bench.runner.manifest import extended, manifest
+from hypersd_bench.runner.plan import Plan
 from hypersd_bench.runner.score import score_run
 from hypersd_bench.runner.timing import time_run
+from hypersd_bench.runner.truncation import count_truncated
+from hypersd_bench.runner.weights import bring
 from hypersd_bench.store import RunStore, write_json
 
 
-def run_benchmark(plan: Plan, out: Path, device: str) -> tuple[RunStore, dict[str, str]]:
+def run_benchmark(plan: Plan, out: Path, device: str, engine: Engine | None = None) -> tuple[RunStore, dict[str, str]]:
     """Run a plan into a run directory; returns it, and the metrics that could not be computed with the reason."""
     keep_freed_memory()
-    wanted = manifest(plan, device, out)
-    store = RunStore.create(out, wanted)
-    changeable = {key: wanted[key] for key in ("metrics", "contrasts")}
-    if store.manifest | changeable != store.manifest:
-        store.manifest |= changeable
+    begun = RunStore.open(out) if (out / "run.json").exists() else None
+    plan, pins = bring(plan, begun.manifest.get("pins") if begun else None)
+    wanted: dict[str, Any] = manifest(plan, device, out) | {"pins": pins}
+    wanted["prompts"]["truncated"] = count_truncated(plan)
+    store = begun or RunStore.create(out, wanted)
+    if begun:
+        store.manifest = extended(begun, wanted, plan)
         write_json(out / "run.json", store.manifest)
-    generate(plan, store, device)
+    generate(plan, store, engine or LocalEngine(device))
     time_run(plan, store, device)
     failed = score_run(store, [info.id for info in plan.metrics], MetricContext(device, plan.spec.reference))
     return store, failed
@@ -38,5 +44,5 @@ def choose_device(name: str | None) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is not available here; try cpu") from error
+        raise InputError(f"device {name!r} is not available here (see: hypersd-bench doctor); try cpu") from error
     return name

@@ -1,128 +1,77 @@
-"""Plan to images: each missing image of each configuration, in batches, entered in the ledger as they are done."""
+"""Plan to images: each missing image of each configuration, entered in the ledger as it is done."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Protocol
 
-import torch
-from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
-from hypersd_bench.conditioning import Condition, join
-from hypersd_bench.pipelines import (
-    Pipeline,
-    decode_latents,
-    encode_empty,
-    encode_prompts,
-    load_base,
-    sample_latents,
-    to_uint8,
-    with_model,
-)
-from hypersd_bench.prompts import Prompt
+from hypersd_bench.runner.maker import Finished, Job, Maker
 from hypersd_bench.runner.plan import Configuration, Plan
-from hypersd_bench.seeding import image_seed
 from hypersd_bench.store import ImageRow, RunStore, write_bytes
 
-
-@dataclass(frozen=True)
-class Embeddings:
-    """What the UNet is told of each prompt, by id, one row each, and the unconditional input; encoded once for all."""
-
-    by_prompt: dict[str, Condition]
-    empty: Condition
+IN_FLIGHT = 3  # batches whose files are being written while the device goes on
+Work = Sequence[tuple[Configuration, Sequence[Job]]]
 
 
-def generate(plan: Plan, store: RunStore, device: str) -> None:
+class Engine(Protocol):
+    """Where a plan's images are made."""
+
+    def images(self, plan: Plan, work: Work, folder: Path) -> Iterator[list[ImageRow]]:
+        """Make images; yields the rows of those whose files are complete in ``folder``, in any order."""
+        ...
+
+
+class LocalEngine:
+    """This process, on one device."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def images(self, plan: Plan, work: Work, folder: Path) -> Iterator[list[ImageRow]]:
+        """Make images in the order of the work, writing files beside it."""
+
+        def write(finished: Finished) -> ImageRow:
+            write_bytes(folder / finished.row.file, finished.png)
+            return finished.row
+
+        written: deque[list[Future[ImageRow]]] = deque()
+        with Maker(plan, self.device) as maker:
+            for configuration, jobs in work:
+                todo = list(jobs)
+                while todo:
+                    size = maker.batch_size(configuration)
+                    written.append(maker.make(configuration, todo[:size], write))
+                    todo = todo[size:]
+                    while len(written) > IN_FLIGHT:
+                        yield [future.result() for future in written.popleft()]
+            while written:
+                yield [future.result() for future in written.popleft()]
+
+
+def generate(plan: Plan, store: RunStore, engine: Engine) -> None:
     """Make the images that the ledger does not have yet."""
-    missing = _missing(plan, store)
-    if not missing:
+    work = missing(plan, store)
+    if not work:
         return
-    base = load_base(plan.spec.base, device)
-    embeddings = encode_all(base, plan.prompts.prompts)
-    done = plan.num_images - sum(len(jobs) for _, jobs in missing)
+    done = plan.num_images - sum(len(jobs) for _, jobs in work)
     with tqdm(total=plan.num_images, initial=done, desc="images", unit="image", smoothing=0.1) as bar:
-        for configuration, jobs in missing:
-            bar.set_postfix_str(f"{configuration.label}@{configuration.steps}")
-            pipe = with_model(base, configuration.model)
-            for i in range(0, len(jobs), plan.spec.batch_size):
-                batch = jobs[i : i + plan.spec.batch_size]
-                store.record_images(_make_batch(pipe, embeddings, plan, configuration, batch, store))
-                bar.update(len(batch))
+        for rows in engine.images(plan, work, store.folder):
+            store.record_images(rows)
+            bar.set_postfix_str(f"{rows[-1].model}@{rows[-1].steps}")
+            bar.update(len(rows))
 
 
-def encode_all(pipe: Pipeline, prompts: Sequence[Prompt], batch_size: int = 64) -> Embeddings:
-    """Encode every prompt, and the empty one; batches are cut from the whole list, so a resumed run encodes alike."""
-    encoded: dict[str, Condition] = {}
-    with torch.no_grad():
-        for i in range(0, len(prompts), batch_size):
-            batch = prompts[i : i + batch_size]
-            cond = encode_prompts(pipe, [prompt.text for prompt in batch])
-            encoded |= {prompt.id: cond.rows(slice(row, row + 1)) for row, prompt in enumerate(batch)}
-        return Embeddings(encoded, encode_empty(pipe))
-
-
-Job = tuple[Prompt, int]  # a prompt and a replicate
-
-
-def _missing(plan: Plan, store: RunStore) -> list[tuple[Configuration, list[Job]]]:
+def missing(plan: Plan, store: RunStore) -> list[tuple[Configuration, list[Job]]]:
+    """What is still to do, models of one pipeline and precision together, and of one checkpoint."""
     done = {row.key for row in store.images() if (store.folder / row.file).exists()}
-    jobs = [(prompt, replicate) for prompt in plan.prompts.prompts for replicate in range(plan.spec.replicates)]
-    missing = [(c, [(p, r) for p, r in jobs if (c.label, c.steps, p.id, r) not in done]) for c in plan.configurations]
-    return [(c, todo) for c, todo in missing if todo]
-
-
-def _make_batch(
-    pipe: Pipeline,
-    embeddings: Embeddings,
-    plan: Plan,
-    configuration: Configuration,
-    batch: Sequence[Job],
-    store: RunStore,
-) -> list[ImageRow]:
-    seeds = [image_seed(plan.spec.seed, prompt.id, replicate) for prompt, replicate in batch]
-    cond = join(*(embeddings.by_prompt[prompt.id] for prompt, _ in batch))
-    contract, steps = configuration.model.contract, configuration.steps
-    latents = sample_latents(pipe, contract, steps, cond, seeds, embeddings.empty)
-    pixels = decode_latents(pipe, latents)
-    rows = []
-    for (prompt, replicate), seed, picture in zip(batch, seeds, pixels, strict=True):
-        file = f"images/{configuration.label}/{steps}/{prompt.id}_{replicate}.png"
-        png = _png(picture)
-        write_bytes(store.folder / file, png)
-        rows.append(
-            ImageRow(
-                model=configuration.label,
-                steps=steps,
-                prompt_id=prompt.id,
-                prompt=prompt.text,
-                replicate=replicate,
-                seed=seed,
-                file=file,
-                sha256=hashlib.sha256(png).hexdigest(),
-                checkpoint=configuration.model.name,
-                defect=find_defect(picture),
-            )
-        )
-    return rows
-
-
-def find_defect(picture: Tensor) -> str:
-    """Say why a picture (3, H, W) in [0, 1] can't be trusted: ``non-finite``, ``black``, ``constant``, or nothing."""
-    if not bool(torch.isfinite(picture).all()):
-        return "non-finite"
-    pixels = to_uint8(picture)
-    if int(pixels.max()) <= 2:
-        return "black"
-    return "constant" if int(pixels.max()) - int(pixels.min()) <= 2 else ""
-
-
-def _png(picture: Tensor) -> bytes:
-    pixels = to_uint8(torch.nan_to_num(picture)).permute(1, 2, 0).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    jobs = [Job(prompt, replicate) for prompt in plan.prompts.prompts for replicate in range(plan.spec.replicates)]
+    order = {key: i for i, key in enumerate(dict.fromkeys((c.pipeline, c.dtype) for c in plan.configurations))}
+    seats = {name: i for i, name in enumerate(dict.fromkeys(c.model.name for c in plan.configurations))}
+    ordered = sorted(plan.configurations, key=lambda c: (order[c.pipeline, c.dtype], seats[c.model.name]))
+    work = [(c, [job for job in jobs if (c.label, c.steps, job.prompt.id, job.replicate) not in done]) for c in ordered]
+    return [(c, todo) for c, todo in work if todo]

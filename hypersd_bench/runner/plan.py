@@ -1,33 +1,41 @@
-"""RunSpec to Plan: every name resolved, every file checked, before anything is generated."""
+"""RunSpec to Plan: every name resolved, every local file checked, before anything is downloaded or generated."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hypersd_bench import provenance, registry
-from hypersd_bench.catalog.base import distilled_family, teacher, weight_files
-from hypersd_bench.catalog.spec import ModelSpec
+from hypersd_bench import registry
+from hypersd_bench.catalog.guard import as_asked
+from hypersd_bench.catalog.local import local_family, parse_contract, teacher
+from hypersd_bench.catalog.spec import HubWeights, ModelSpec
 from hypersd_bench.contracts import MetricInfo
 from hypersd_bench.errors import InputError, unknown_name
-from hypersd_bench.pipelines import base_folder
+from hypersd_bench.pipelines import HUB_BASES, base_folder, is_on_hub
 from hypersd_bench.prompts import PromptSet, load_prompts
 from hypersd_bench.runner.spec import Contrast, ModelRef, RunSpec
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One column of the benchmark: a model, called ``label``, at one step count."""
+    """One column of the benchmark: a model, called ``label``, at one step count.
+
+    pipeline: the folder or hub id it runs in. dtype: precision of its UNet and text encoders. breaches: what of its
+    contract the spec breaks, by force.
+    """
 
     label: str
     model: ModelSpec
     steps: int
+    pipeline: str
+    dtype: str = "float32"
+    breaches: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.label}@{self.steps}"
 
 
 @dataclass(frozen=True)
@@ -46,21 +54,34 @@ class Plan:
         """Images in all."""
         return len(self.configurations) * len(self.prompts.prompts) * self.spec.replicates
 
+    @property
+    def labels(self) -> list[str]:
+        """The models' labels, in the spec's order."""
+        return list(dict.fromkeys(c.label for c in self.configurations))
 
-def make_plan(spec: RunSpec, folder: Path = Path()) -> Plan:
-    """Resolve a spec; relative paths are taken from ``folder``, where the spec lies."""
+
+def make_plan(spec: RunSpec, folder: Path = Path(), device: str = "cpu") -> Plan:
+    """Resolve a spec for a device; relative paths are taken from ``folder``, where the spec lies."""
     known = catalogue(spec.base)
-    configurations = [c for ref in spec.models for c in _configurations(ref, spec, known, folder)]
+    pipeline = _pipeline(spec, folder)
+    configurations = [
+        configuration
+        for ref in spec.models
+        for configuration in _configurations(ref, spec, known, folder, pipeline, device)
+    ]
     labels = list(dict.fromkeys(c.label for c in configurations))
     if len({(c.label, c.steps) for c in configurations}) < len(configurations):
         raise InputError("a model is named twice at the same step count; give one of them another name")
     if spec.baseline and spec.baseline not in labels:
         raise unknown_name("baseline", spec.baseline, labels)
-    base_folder(spec.base)
+    if not is_on_hub(pipeline):
+        base_folder(pipeline)
+    prompts_file = folder / spec.prompts_file if spec.prompts_file else None
+    prompts = load_prompts(spec.prompts, folder, prompts_file)
     return Plan(
         spec=spec,
         configurations=tuple(configurations),
-        prompts=load_prompts(spec.prompts, folder).first(spec.num_prompts),
+        prompts=prompts.select(spec.num_prompts, spec.selection, spec.seed),
         metrics=metric_infos(spec.metrics),
         baseline=spec.baseline or labels[0],
         contrasts=_contrasts(spec, configurations),
@@ -69,12 +90,12 @@ def make_plan(spec: RunSpec, folder: Path = Path()) -> Plan:
 
 def catalogue(base: str) -> dict[str, list[ModelSpec]]:
     """The models known for a base, by family: those of the catalogue, and always its own teacher."""
-    families: dict[str, list[ModelSpec]] = {"teacher": [teacher(base)]} if base != "pocket" else {}
+    families: dict[str, list[ModelSpec]] = {}
     for row in registry.rows("family"):
         for model in registry.resolve("family", row)():
             if model.base == base:
                 families.setdefault(model.family, []).append(model)
-    return families
+    return families if "teacher" in families else {"teacher": [teacher(base)], **families}
 
 
 def metric_infos(ids: Iterable[str]) -> tuple[MetricInfo, ...]:
@@ -82,38 +103,68 @@ def metric_infos(ids: Iterable[str]) -> tuple[MetricInfo, ...]:
     return tuple(registry.resolve("metric", id).info for id in ids)
 
 
-def manifest(plan: Plan, device: str, out: Path) -> dict[str, Any]:
-    """What ``run.json`` holds."""
-    return {
-        "spec": plan.spec.model_dump(mode="json", exclude={"out"}),
-        "spec_hash": _spec_hash(plan),
-        "provenance": provenance.collect(device).to_json(),
-        "models": [_describe(plan, label, out) for label in dict.fromkeys(c.label for c in plan.configurations)],
-        "prompts": {
-            "id": plan.prompts.id,
-            "count": len(plan.prompts.prompts),
-            "sha256": plan.prompts.sha256,
-        },
-        "metrics": [asdict(info) for info in plan.metrics],
-        "baseline": plan.baseline,
-        "contrasts": [contrast.model_dump(mode="json") for contrast in plan.contrasts],
-        "notes": list(dict.fromkeys(c.model.notes for c in plan.configurations if c.model.notes)),
-    }
+def resolve_dtype(dtype: str | None, pipeline: str, device: str) -> str:
+    """The precision to compute in; raises InputError for one that the device has no fast arithmetic for."""
+    on_cpu = device.startswith("cpu")
+    if dtype is None:
+        return "float32" if on_cpu or pipeline == "pocket" else "float16"
+    if dtype == "float16" and on_cpu:
+        raise InputError(
+            "float16 needs a GPU, and this run is on the CPU: run it on a machine with CUDA (see: hypersd-bench "
+            "doctor), or say --dtype float32, which is slow for models of SDXL's size"
+        )
+    return dtype
+
+
+def _pipeline(spec: RunSpec, folder: Path) -> str:
+    """Where the base's own pipeline is: relative folders are taken from the spec's."""
+    if spec.pipeline and not is_on_hub(spec.pipeline):
+        return str((folder / spec.pipeline).expanduser())
+    return spec.pipeline or HUB_BASES.get(spec.base, spec.base)
 
 
 def _configurations(
-    ref: ModelRef, spec: RunSpec, known: dict[str, list[ModelSpec]], folder: Path
+    ref: ModelRef, spec: RunSpec, known: dict[str, list[ModelSpec]], folder: Path, pipeline: str, device: str
 ) -> list[Configuration]:
+    """A model of the spec at each of its step counts."""
+    candidates = _candidates(ref, spec.base, known, folder)
+    changes = _changes(ref, known, folder)
+    found = []
+    for steps in ref.steps or spec.steps:
+        picked = _pick(ref.name, candidates, steps, spec.force)
+        model, breaches = as_asked(picked, steps, changes, spec.force)
+        if ref.revision and isinstance(model.weights, HubWeights):
+            model = replace(model, weights=replace(model.weights, revision=ref.revision))
+        runs_in = model.pipeline or pipeline
+        dtype = resolve_dtype(ref.dtype or spec.dtype, spec.base, device)
+        found.append(Configuration(ref.name, model, steps, runs_in, dtype, breaches))
+    return found
+
+
+def _candidates(ref: ModelRef, base: str, known: dict[str, list[ModelSpec]], folder: Path) -> list[ModelSpec]:
+    """The checkpoints that a model of the spec may be: those of a path, of a family, or one by its own name."""
+    by_name = {model.name: model for models in known.values() for model in models}
     if ref.path is not None:
         path = (folder / ref.path).expanduser()
         if not path.exists():
             raise InputError(f"model {ref.name!r}: no file or folder {path}")
-        candidates = distilled_family(path, ref.name, spec.base)
-    elif ref.name in known:
-        candidates = known[ref.name]
-    else:
-        raise unknown_name("model", ref.name, known, f"the catalogue of base {spec.base!r}")
-    return [Configuration(ref.name, _pick(ref.name, candidates, steps), steps) for steps in ref.steps or spec.steps]
+        contract = parse_contract(ref.contract, by_name, folder) if ref.contract else None
+        return local_family(path, ref.name, base, contract, by_name.values())
+    if ref.name in known:
+        return known[ref.name]
+    if ref.name in by_name:
+        return [by_name[ref.name]]
+    raise unknown_name("model", ref.name, [*known, *by_name], f"the catalogue of base {base!r}")
+
+
+def _changes(ref: ModelRef, known: dict[str, list[ModelSpec]], folder: Path) -> dict[str, Any]:
+    """What a spec changes of a model's own contract."""
+    changes: dict[str, Any] = {}
+    if ref.contract:
+        by_name = {model.name: model for models in known.values() for model in models}
+        contract = parse_contract(ref.contract, by_name, folder)
+        changes = {name: getattr(contract, name) for name in asdict(contract)}
+    return changes | ref.sampler.model_dump(exclude_none=True)
 
 
 def _contrasts(spec: RunSpec, configurations: Iterable[Configuration]) -> tuple[Contrast, ...]:
@@ -146,54 +197,13 @@ def _shared_steps(contrast: Contrast, steps: Mapping[str, Iterable[int]]) -> tup
     return tuple(sorted(set(contrast.steps or shared)))
 
 
-def _pick(name: str, candidates: list[ModelSpec], steps: int) -> ModelSpec:
+def _pick(name: str, candidates: list[ModelSpec], steps: int, force: bool) -> ModelSpec:
     """The checkpoint made for a step count; of several, the one made for it most exactly."""
     fitting = [model for model in candidates if steps in model.contract.timesteps]
     if fitting:
         return min(fitting, key=lambda model: len(model.contract.timesteps))
+    if force:  # the one made for the nearest step count
+        return min(candidates, key=lambda model: min(abs(steps - count) for count in model.contract.timesteps))
     timesteps = {count: ts for model in candidates for count, ts in model.contract.timesteps.items()}
     replace(candidates[0].contract, timesteps=timesteps).require_steps(steps, name)
     raise AssertionError("require_steps refuses a step count that no checkpoint has")
-
-
-def _describe(plan: Plan, label: str, out: Path) -> dict[str, Any]:
-    mine = [c for c in plan.configurations if c.label == label]
-    first = mine[0].model
-    timesteps = {c.steps: c.model.contract.timesteps[c.steps] for c in mine}
-    training = next((c.model.training for c in mine if c.model.training), None)
-    return {
-        "name": label,
-        "label": label,
-        "family": first.family,
-        "steps": sorted(timesteps),
-        "contract": asdict(replace(first.contract, timesteps=timesteps)),
-        "checkpoints": {str(c.steps): {**_checkpoint(c.model), "card": dict(c.model.card)} for c in mine},
-        "license": first.license,
-        "trained_on": sorted({metric for c in mine for metric in c.model.trained_on}),
-        "training": os.path.relpath(training, out) if training else None,
-        "notes": first.notes,
-    }
-
-
-def _checkpoint(model: ModelSpec) -> dict[str, str]:
-    """A model's weights; a sharded UNet's hash is that of its files' hashes."""
-    if model.weights is None:
-        return {"name": model.name, "file": "", "sha256": ""}
-    hashes = [provenance.sha256(file) for file in weight_files(model.weights)]
-    sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    return {"name": model.name, "file": model.weights.name, "sha256": sha256}
-
-
-def _spec_hash(plan: Plan) -> str:
-    """Hash of everything that decides the images; metrics, timing and batch size may change between starts."""
-    base = base_folder(plan.spec.base)
-    decisive = {
-        "base": {str(path.relative_to(base)): provenance.sha256(path) for path in sorted(base.rglob("*.safetensors"))},
-        "configurations": [
-            [c.label, c.steps, _checkpoint(c.model), c.model.contract.to_json()] for c in plan.configurations
-        ],
-        "prompts": plan.prompts.sha256,
-        "replicates": plan.spec.replicates,
-        "seed": plan.spec.seed,
-    }
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

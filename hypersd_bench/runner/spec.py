@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -11,26 +11,58 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from hypersd_bench.errors import InputError, unknown_name
 
 Steps = Annotated[int, Field(ge=1, le=1000)]
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Sampler(_Strict):
+    """Another way to sample a model than its own contract: refused where it breaks the contract, unless forced."""
+
+    scheduler: str | None = None
+    spacing: str | None = (
+        None  # timesteps by rule: trailing, skipping, or one of the scheduler's own (leading, linspace)
+    )
+    guidance_scale: float | None = None
+    embedded_guidance: float | None = None
+    eta: float | None = None
+    lora_scale: float | None = None
+    prediction_type: str | None = None
+
+
 class ModelRef(_Strict):
-    """A model to run: a family of the catalogue by name, or a LoRA file or ``distill`` folder by path."""
+    """A model to run: a family or a model of the catalogue by name, or a LoRA, a UNet or a ``distill`` folder by path.
+
+    contract: how weights that carry no contract are sampled (``catalog.local.parse_contract``). revision: of the hub
+    repository, a branch, tag or commit. dtype: another precision than the run's.
+    """
 
     name: str
     path: Path | None = None
     steps: tuple[Steps, ...] | None = None  # None: the spec's own
+    contract: str | None = None
+    sampler: Sampler = Sampler()
+    revision: str | None = None
+    dtype: Dtype | None = None
 
 
 class Timing(_Strict):
-    """How latency is measured: ``repeats`` timed batches after ``warmup`` untimed ones."""
+    """How cost is measured: ``repeats`` timed batches of ``batch_size`` after ``warmup`` untimed ones.
+
+    rounds: the repeats are spread over this many passes through the models, every other one backwards, so that a
+    machine that grows warm or busy slows all alike. throughput: whether larger batches are tried too, for images per
+    second at the best. compile: time the UNet compiled by PyTorch.
+    """
 
     batch_size: int = Field(1, ge=1)
     repeats: int = Field(10, ge=1)
     warmup: int = Field(3, ge=0)
+    rounds: int = Field(2, ge=1)
+    throughput: bool = True
+    compile: bool = False
 
 
 class Contrast(_Strict):
@@ -48,7 +80,7 @@ def _read_model_ref(value: Any) -> Any:
         return value
     name, _, steps = value.partition("@")
     ref: dict[str, Any] = {"name": name}
-    if name.endswith(".safetensors") or "/" in name:
+    if "/" in name or Path(name).suffix in WEIGHT_SUFFIXES:
         ref = {"name": Path(name).stem, "path": name}
     if steps:
         ref["steps"] = [part.strip() for part in steps.split(",")]
@@ -56,21 +88,34 @@ def _read_model_ref(value: Any) -> Any:
 
 
 class RunSpec(_Strict):
-    """A whole run. Every field has a default but the models."""
+    """A whole run. Every field has a default but the models.
+
+    base: whose models the catalogue gives: ``pocket``, ``sd15``, ``sd21``, ``sdxl``, a pipeline folder or a hub id.
+    pipeline: a folder or hub id that stands in for that base's own pipeline: a copy on this disk, or a fine-tune.
+    dtype: precision of UNet and text encoders; by default float32 on a CPU and for the miniature, else float16.
+    prompts_file: the prompt set's file on this disk, instead of a download. selection: which prompts ``num_prompts``
+    takes. batch_size: images made at once; by default as many as the free memory holds. force: run what breaks a
+    model's contract, and record it.
+    """
 
     name: str = ""
     base: str = "pocket"
+    pipeline: str | None = None
+    dtype: Dtype | None = None
     models: tuple[Annotated[ModelRef, BeforeValidator(_read_model_ref)], ...] = Field(min_length=1)
     steps: tuple[Steps, ...] = Field((1, 2, 4, 8), min_length=1)
     prompts: str = "pocket/held-out"
+    prompts_file: Path | None = None
     num_prompts: int | None = Field(None, ge=1)
+    selection: Literal["first", "random"] = "first"
     replicates: int = Field(1, ge=1)
     seed: int = Field(0, ge=0)
     metrics: tuple[str, ...] = ()
     baseline: str | None = None  # what the others are compared with; None: the first model
     contrasts: tuple[Contrast, ...] = ()  # pairs of models that a page of results compares, beside the baseline
     reference: Path | None = None  # images for set metrics; None: the metric's own
-    batch_size: int = Field(64, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+    force: bool = False
     timing: Timing | None = Timing()
     out: Path | None = None
 
@@ -105,7 +150,9 @@ def _first_problem(error: ValidationError, where: str) -> InputError:
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])  # a misspelt key is the cause
     location = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        owners: dict[str, type[BaseModel]] = {"models": ModelRef, "timing": Timing, "contrasts": Contrast}
-        owner = owners.get(str(problem["loc"][0]), RunSpec)
+        owners: dict[str, type[BaseModel]] = {
+            "models": ModelRef, "timing": Timing, "contrasts": Contrast, "sampler": Sampler,
+        }  # fmt: skip
+        owner = next((owners[part] for part in reversed(problem["loc"][:-1]) if part in owners), RunSpec)
         return unknown_name("key", str(problem["loc"][-1]), owner.model_fields, where)
     return InputError(f"{where}: {location}: {problem['msg'][0].lower()}{problem['msg'][1:]}")

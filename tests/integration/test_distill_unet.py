@@ -25,9 +25,10 @@ from distill.presets import LightningSettings
 from distill.settings import Settings
 from distill.stages import Stage
 from hypersd_bench import registry
-from hypersd_bench.catalog.base import distilled_family
+from hypersd_bench.bench import Bench
+from hypersd_bench.catalog.local import distilled_family
 from hypersd_bench.errors import InputError
-from hypersd_bench.pipelines import encode_prompts, load_base, sample, sample_latents, with_model
+from hypersd_bench.pipelines import encode_prompts, load_base, sample, sample_latents
 from hypersd_bench.provenance import sha256
 from hypersd_bench.runner.benchmark import run_benchmark
 from hypersd_bench.runner.plan import make_plan
@@ -154,9 +155,10 @@ def test_the_harness_samples_as_a_stock_pipeline(finished: Callable[[str], Run],
     """The contract by our sampler, and by diffusers' pipeline with the folder as README.md says."""
     chosen, out, _ = finished(method)
     model = next(model for model in distilled_family(out, method, chosen.base) if 1 in model.contract.timesteps)
-    contract, base = model.contract, load_base(chosen.base)
+    contract, bench = model.contract, Bench()
+    base = bench.base(chosen.base)
     untouched = {name: value.clone() for name, value in base.unet.state_dict().items()}
-    pipe = with_model(base, model)
+    pipe = bench.seat(model, chosen.base)
     assert pipe.vae is base.vae
     g = contract.embedded_guidance
     assert g == (chosen.preset.lcm.embedded_guidance if method == "lcm" else None)
@@ -254,14 +256,13 @@ def test_unets_that_dont_fit_or_arent_whole_get_one_line(finished: Callable[[str
     shutil.copytree(out / "tcd", folder)
     config = json.loads((folder / "config.json").read_text())
     (model,) = distilled_family(folder, "tcd", chosen.base)
-    base = load_base(chosen.base)
-    assert sample(with_model(base, model), model.contract, 1, ["a"], [1]).shape == (1, 3, 64, 64)
+    assert sample(Bench().seat(model, chosen.base), model.contract, 1, ["a"], [1]).shape == (1, 3, 64, 64)
     (folder / "config.json").write_text(json.dumps({**config, "sample_size": 16}))
     with pytest.raises(InputError, match=r"does not fit base .* its sample_size is 16, the base's 8"):
-        with_model(base, model)
+        Bench().seat(model, chosen.base)
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match="not a whole diffusers UNet folder"):
-        with_model(base, model)
+        Bench().seat(model, chosen.base)
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-10])
     with pytest.raises(InputError, match="truncated"):
         distilled_family(folder, "tcd", chosen.base)

@@ -15,15 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-from hypersd_bench.catalog.base import CARD_KEY
+from hypersd_bench.catalog.local import CARD_KEY
 from hypersd_bench.catalog.spec import ModelSpec
 from hypersd_bench.contracts import MetricContext
 from hypersd_bench.errors import InputError
-from hypersd_bench.pipelines import load_base, sample, with_model
+from hypersd_bench.bench import Bench
+from hypersd_bench.pipelines import load_base, sample
 from hypersd_bench.runner.benchmark import run_benchmark
 from hypersd_bench.runner.export import tables
-from hypersd_bench.runner.generate import find_defect
-from hypersd_bench.runner.plan import Plan, make_plan, manifest
+from hypersd_bench.runner.maker import find_defect
+from hypersd_bench.runner.manifest import manifest
+from hypersd_bench.runner.plan import Plan, make_plan
 from hypersd_bench.runner.score import score_run
 from hypersd_bench.runner.spec import load_spec
 from hypersd_bench.sampling import METADATA_KEY, SamplerContract, ddim_trailing, euler_trailing, lcm, tcd
@@ -89,7 +91,7 @@ def test_a_run_from_spec_to_tables(base: Path, lora: Path, tmp_path: Path) -> No
         assert store.scores("toy/brightness")[row.id].value == pytest.approx(pixels.mean())  # type: ignore[index]
     assert {row.reason for row in store.scores("toy/absent").values()} == set(failed.values())
     assert len(store.set_scores()) == 3
-    assert {row.stage for row in store.timings()} == {"text", "denoise", "decode", "total"}
+    assert {row.stage for row in store.timings()} == {"text", "unet", "denoise", "decode", "total"}
     frame = tables(store)["images"]
     assert frame["toy/absent"].isna().all()
     assert not frame["toy/brightness"].isna().any()
@@ -236,12 +238,16 @@ def test_sampling_equals_the_diffusers_pipeline(base: Path, contract: SamplerCon
 
 
 def test_a_lora_changes_the_pictures_and_leaves_the_base_as_it_was(base: Path, lora: Path) -> None:
-    pipe = load_base(str(base))
+    bench = Bench()
     contract = lcm((2,))
-    before = sample(pipe, contract, 2, PROMPTS, [1, 2, 3])
+    before = sample(bench.base(str(base)), contract, 2, PROMPTS, [1, 2, 3])
+    weights = {name: weight.clone() for name, weight in bench.base(str(base)).unet.state_dict().items()}
     model = ModelSpec("random", "random", str(base), "lora", contract, weights=lora)
-    fused = sample(with_model(pipe, model), contract, 2, PROMPTS, [1, 2, 3])
-    assert torch.equal(sample(pipe, contract, 2, PROMPTS, [1, 2, 3]), before)
+    fused = sample(bench.seat(model, str(base)), contract, 2, PROMPTS, [1, 2, 3])
+    after = bench.base(str(base))
+    assert all(torch.equal(weight, weights[name]) for name, weight in after.unet.state_dict().items())
+    assert after.unet.state_dict().keys() == weights.keys()
+    assert torch.equal(sample(after, contract, 2, PROMPTS, [1, 2, 3]), before)
     assert not torch.equal(fused, before)
     plain = load_base(str(base))  # the LoRA applied, not fused, as a user of diffusers would
     plain.load_lora_weights(lora.parent, weight_name=lora.name)
@@ -249,12 +255,11 @@ def test_a_lora_changes_the_pictures_and_leaves_the_base_as_it_was(base: Path, l
 
 
 def test_defects_are_named() -> None:
-    picture = torch.rand(3, 8, 8)
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     assert find_defect(picture) == ""
     assert find_defect(picture * 0) == "black"
-    assert find_defect(picture * 0 + 0.5) == "constant"
-    picture[0, 0, 0] = float("nan")
-    assert find_defect(picture) == "non-finite"
+    assert find_defect(picture * 0 + 128) == "constant"
+    assert find_defect(picture, finite=False) == "non-finite"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from distill.formats import (
     tensors_sha256,
     to_kohya,
 )
-from hypersd_bench.catalog.base import CARD_KEY
+from hypersd_bench.catalog.local import CARD_KEY
 from hypersd_bench.errors import HypersdBenchError, InputError
 from hypersd_bench.pipelines import load_base
 from hypersd_bench.provenance import sha256

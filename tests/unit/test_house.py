@@ -19,7 +19,7 @@ from hypersd_bench.catalog.spec import ModelSpec
 from hypersd_bench.cli.main import main
 from hypersd_bench.contracts import MetricInfo, Verb
 from hypersd_bench.errors import CheckFailed, HypersdBenchError, InputError
-from hypersd_bench.prompts import PromptSet
+from hypersd_bench.prompts import PromptSource
 
 ROOT = Path(hypersd_bench.__file__).resolve().parents[1]
 HEAVY = ("torch", "numpy", "diffusers", "transformers", "gradio", "pandas", "scipy", "PIL", "sqlalchemy")
@@ -117,10 +117,12 @@ def test_family_rows(name: str) -> None:
 
 @pytest.mark.parametrize("name", registry.rows("prompts"))
 def test_prompt_rows(name: str) -> None:
-    prompts = registry.resolve("prompts", name)()
-    assert isinstance(prompts, PromptSet)
-    assert prompts.id == name
-    assert len({prompt.id for prompt in prompts.prompts}) == len(prompts.prompts) > 0
+    source = registry.resolve("prompts", name)
+    assert isinstance(source, PromptSource)
+    assert source.id == name
+    assert source.count > 0
+    assert source.license
+    assert source.files or len(source.load().prompts) == source.count
 
 
 @pytest.mark.parametrize("kind", ["models", "methods", "metrics", "prompts"])

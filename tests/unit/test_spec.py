@@ -68,7 +68,7 @@ def test_prompt_files(tmp_path: Path) -> None:
         ("a.txt", b"\n \n", "holds no prompt"),
         ("a.txt", b"caf\xe9", "not UTF-8"),
         ("a.txt", b"a\0b", "not a text file"),
-        ("a.csv", b"text\na fox\n", "no column 'prompt'"),
+        ("a.csv", b"words\na fox\n", "no column 'prompt'"),
         ("a.csv", b"", "no column 'prompt'"),
         ("b.txt", None, "can't read prompt file"),
     ],

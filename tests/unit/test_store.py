@@ -14,24 +14,40 @@ from pathlib import Path
 import pytest
 
 from hypersd_bench.errors import InputError
-from hypersd_bench.store import ImageRow, RunStore, ScoreRow, write_bytes
+from hypersd_bench.store import CostRow, ImageRow, RunStore, ScoreRow, TimingRow, write_bytes
 
 MANIFEST = {"spec_hash": "abc", "metrics": []}
 ROW = ImageRow("m", 4, "p0", "a fox", 0, 7, "images/m/4/p0_0.png", "0" * 64, "m-4steps")
 
 
-def test_a_run_is_gone_on_with_and_another_spec_refused(tmp_path: Path) -> None:
+def test_a_run_is_gone_on_with_and_never_started_over(tmp_path: Path) -> None:
     RunStore.create(tmp_path / "run", MANIFEST).record_images([ROW])
-    again = RunStore.create(tmp_path / "run", MANIFEST)
+    again = RunStore.open(tmp_path / "run")
     again.record_images([ROW, replace(ROW, replicate=1)])
     assert [row.replicate for row in again.images()] == [0, 1]
-    with pytest.raises(InputError, match="another spec"):
-        RunStore.create(tmp_path / "run", {**MANIFEST, "spec_hash": "other"})
+    with pytest.raises(InputError, match="not an empty folder"):
+        RunStore.create(tmp_path / "run", MANIFEST)
+
+
+def test_a_ledger_without_costs_gets_them(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "run", MANIFEST)
+    store.record_images([ROW])
+    with sqlite3.connect(store.folder / "ledger.sqlite") as db:  # as version 1 was
+        db.executescript("DROP TABLE cost; PRAGMA user_version=1;")
+    db.close()
+    again = RunStore.open(store.folder)
+    cost = CostRow("m", 4, "peak-memory", 1, 5.0, "bytes", "cpu")
+    again.record_costs([cost])
+    again.record_timings([TimingRow("m", 4, "total", 0, 1, 0.5, "cpu")])
+    assert RunStore.open(store.folder).costs() == [cost]
+    assert len(again.images()) == 1
+    again.forget_timings("m", 4)
+    assert (again.costs(), again.timings()) == ([], [])
 
 
 def test_a_folder_of_somebody_elses_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(InputError, match="not empty"):
+    with pytest.raises(InputError, match="not an empty folder"):
         RunStore.create(tmp_path, MANIFEST)
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
@@ -78,7 +94,9 @@ _WRITER = """
 import sys
 from pathlib import Path
 from hypersd_bench.store import ImageRow, RunStore, write_bytes
-store = RunStore.create(Path(sys.argv[1]), {"spec_hash": "abc", "metrics": []})
+run = Path(sys.argv[1])
+begun = (run / "run.json").exists()
+store = RunStore.open(run) if begun else RunStore.create(run, {"spec_hash": "abc", "metrics": []})
 print("ready", flush=True)
 done = {row.replicate for row in store.images()}
 for i in range(100000):
