@@ -33,7 +33,7 @@ PROMPTS = (
 def looking_prompts(pipe: Pipeline) -> tuple[Prompt, ...]:
     """What to draw while training: scenes for a base that draws scenes, else prompts for any photographic base."""
     if speaks_scenes(pipe):
-        prompts: tuple[Prompt, ...] = registry.resolve("prompts", SCENE_PROMPTS)().prompts[:NUM_PROMPTS]
+        prompts: tuple[Prompt, ...] = registry.resolve("prompts", SCENE_PROMPTS).load().prompts[:NUM_PROMPTS]
         return prompts
     return tuple(Prompt(f"p{i:05d}", text) for i, text in enumerate(PROMPTS))
 

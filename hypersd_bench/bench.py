@@ -7,11 +7,13 @@ before.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hypersd_bench.catalog.spec import ModelSpec
@@ -27,7 +29,7 @@ from hypersd_bench.pipelines import (
     weights_path,
     with_unet,
 )
-from hypersd_bench.sampling import read_safetensors_header
+from hypersd_bench.sampling import read_safetensors_header, read_safetensors_metadata
 
 
 class Bench:
@@ -93,13 +95,12 @@ class Bench:
     def _fuse(self, model: ModelSpec, base: Any) -> None:
         """Add a LoRA's deltas to the UNet's weights, which are kept aside the first time."""
         path = weights_path(model)
-        if path.suffix == ".safetensors" and any(
-            name.startswith(("lora_te", "text_encoder")) for name in read_safetensors_header(path)
-        ):
+        names = read_safetensors_header(path) if path.suffix == ".safetensors" else ()
+        if any(name.startswith(("lora_te", "text_encoder")) for name in names):
             raise InputError(f"{model.name}: {path} changes the text encoder too, whose embeddings all models of a run "
                              "share; only LoRAs of the UNet can be compared")  # fmt: skip
         try:
-            base.load_lora_weights(path.parent, weight_name=path.name, local_files_only=True)
+            base.load_lora_weights(_read_lora(path))
             layers = {name: module for name, module in base.unet.named_modules() if isinstance(module, BaseTunerLayer)}
             if not layers:
                 raise ValueError("none of its tensors belongs to a layer of this UNet")
@@ -113,6 +114,18 @@ class Bench:
             _write_back(base.unet, self._pristine)
             raise InputError(f"{model.name}: {path} does not fit base {model.base!r}: {first_line(error)}") from error
         base.unload_lora_weights()
+
+
+def _read_lora(path: Path) -> dict[str, Tensor]:
+    """A LoRA's tensors, from safetensors or from a pickle of plain tensors."""
+    if path.suffix == ".safetensors":
+        read_safetensors_metadata(path)
+        return load_file(path)
+    try:
+        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling can raise anything
+        raise ValueError(f"not a pickle of plain tensors ({first_line(error)})") from error
+    return tensors
 
 
 @torch.no_grad()

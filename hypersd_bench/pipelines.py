@@ -26,8 +26,10 @@ from hypersd_bench.seeding import generators, starting_noise
 
 Pipeline: TypeAlias = StableDiffusionPipeline | StableDiffusionXLPipeline
 
+_SD1 = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 COMPONENTS = {
-    "StableDiffusionPipeline": ("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
+    "StableDiffusionPipeline": _SD1,
+    "LatentConsistencyModelPipeline": _SD1,  # the same, but for its scheduler and a UNet that is told w
     "StableDiffusionXLPipeline": (
         "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler",
     ),
@@ -244,7 +246,7 @@ def sample_latents(
         if guided:
             eps_u, eps_c = eps.chunk(2)
             eps = eps_u + contract.guidance_scale * (eps_c - eps_u)
-        x = scheduler.step(eps, t, x, return_dict=False, **options)[0]
+        x = scheduler.step(eps, contract.told_timestep(t), x, return_dict=False, **options)[0]
     latents: Tensor = x
     return latents
 

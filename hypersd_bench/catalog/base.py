@@ -8,7 +8,7 @@ from hypersd_bench.catalog.local import TEACHER_STEPS, teacher
 from hypersd_bench.catalog.published import published
 from hypersd_bench.catalog.spec import ModelSpec
 
-# Of the repositories that pipelines.HUB_BASES names.
+# Of the repositories that pipelines.HUB_BASES names, as their pages on the hub say.
 LICENSES = {
     "sdxl": "CreativeML Open RAIL++-M",
     "sd15": "CreativeML Open RAIL-M",

@@ -7,6 +7,7 @@ has it, or is given a contract: the name of a catalogue entry, a file, or a pres
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,8 +56,7 @@ def local_family(
     """
     if _carries_contracts(path):
         return distilled_family(path, family, base)
-    files = {Path(model.weights.file).name: model for model in known
-             if isinstance(model.weights, HubWeights) and model.weights.file}  # fmt: skip
+    files = _by_file_name(known)
     if path.name in files:
         note = f"{family}: taken for {files[path.name].name} by its file's name"
         return [replace(files[path.name], family=family, weights=path, notes=note)]
@@ -66,6 +66,16 @@ def local_family(
                          "contract)")  # fmt: skip
     kind: Kind = "unet" if path.is_dir() else _kind_of(path)
     return [ModelSpec(path.name if path.is_dir() else path.stem, family, base, kind, contract, weights=path)]
+
+
+def _by_file_name(known: Iterable[ModelSpec]) -> dict[str, ModelSpec]:
+    """Published checkpoints by their file's name, where it is one checkpoint's alone."""
+    found: dict[str, list[ModelSpec]] = defaultdict(list)
+    for model in known:
+        if isinstance(model.weights, HubWeights) and not model.weights.is_folder:
+            found[Path(model.weights.file).name].append(model)
+    return {name: max(models, key=lambda model: len(model.contract.timesteps)) for name, models in found.items()
+            if len({model.weights for model in models}) == 1}  # fmt: skip
 
 
 def parse_contract(text: str, known: Mapping[str, ModelSpec], folder: Path = Path()) -> SamplerContract:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from hypersd_bench.errors import InputError
+
+if TYPE_CHECKING:
+    from hypersd_bench.runner.plan import Plan
 
 
 def split_names(value: str | None) -> list[str] | None:
@@ -14,46 +21,108 @@ def split_names(value: str | None) -> list[str] | None:
     return [part.strip() for part in value.split(",") if part.strip()] if value else None
 
 
-@click.command()
-@click.argument("spec", required=False, type=click.Path(path_type=Path))
-@click.option("--models", help="Families, LoRA files or distill folders, with commas: teacher,hyper-sd,my.safetensors")
-@click.option("--base", help="pocket, or a pipeline folder.")
-@click.option("--steps", help="Step counts, with commas: 1,2,4,8")
-@click.option("--prompts", help="A prompt set by name, or a .txt, .csv or .tsv file.")
-@click.option("--num-prompts", type=int, help="Only the first N prompts.")
-@click.option("--replicates", type=int, help="Images per prompt, each with noise of its own.")
-@click.option("--seed", type=int, help="Seed of all noise.")
-@click.option("--metrics", help="Metric ids, with commas; see: hypersd-bench list metrics")
-@click.option("--baseline", help="The model that others are compared with.")
-@click.option("--reference", type=click.Path(path_type=Path), help="Folder of images that set metrics compare with.")
-@click.option("--batch-size", type=int, help="Images made at once; the pictures don't depend on it.")
-@click.option("--no-timing", is_flag=True, help="Leave latency out.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run directory; the spec's 'out' or runs/<spec name>.")
-@click.option("--device", help="cpu, cuda, cuda:1; the best there is by default.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def run(spec: Path | None, out: Path | None, device: str | None, no_timing: bool, as_json: bool, **flags: Any) -> None:
-    """Generate, score and time what SPEC (a YAML file) or the flags name. Started again, it goes on."""
-    from hypersd_bench.runner.benchmark import choose_device, run_benchmark
-    from hypersd_bench.runner.plan import make_plan
-    from hypersd_bench.runner.spec import load_spec
+_SPEC_OPTIONS = (
+    click.argument("spec", required=False, type=click.Path(path_type=Path)),
+    click.option("--models", help="Families, models or paths, with commas: teacher,my.safetensors"),
+    click.option("--model", multiple=True, help="One more model, as in --models."),
+    click.option("--contract", help="How weights that carry no contract are sampled: MODEL, FILE or lcm:steps=1-8."),
+    click.option("--base", help="pocket, sd15, sd21, sdxl, a pipeline folder, or a hub id."),
+    click.option("--pipeline", help="A folder or hub id in place of the base's own pipeline."),
+    click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Precision of the UNet."),
+    click.option("--steps", help="Step counts, with commas: 1,2,4,8"),
+    click.option("--prompts", help="A prompt set by name, or a .txt, .csv, .tsv, .jsonl or .parquet file."),
+    click.option("--prompts-file", type=click.Path(path_type=Path), help="The prompt set's own file, here already."),
+    click.option("--num-prompts", type=int, help="Only N prompts."),
+    click.option("--selection", type=click.Choice(["first", "random"]), help="Which N: the first, or drawn by seed."),
+    click.option("--replicates", type=int, help="Images per prompt, each with noise of its own."),
+    click.option("--seed", type=int, help="Seed of all noise."),
+    click.option("--metrics", help="Metric ids, with commas; see: hypersd-bench list metrics"),
+    click.option("--baseline", help="The model that others are compared with."),
+    click.option(
+        "--reference", type=click.Path(path_type=Path), help="Folder of images that set metrics compare with."
+    ),
+    click.option("--batch-size", type=int, help="Images made at once; by default what the free memory holds."),
+    click.option("--force", is_flag=True, default=None, help="Run what breaks a model's contract, and record it."),
+    click.option("--no-timing", is_flag=True, help="Leave latency, memory and throughput out."),
+    click.option("--out", type=click.Path(path_type=Path), help="Run directory; the spec's 'out' or runs/<spec name>."),
+    click.option("--device", help="cpu, cuda, cuda:1; the best there is by default."),
+)
 
+
+def spec_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The argument SPEC and the flags that say the same; the command is given what ``read_spec`` takes."""
+    for option in reversed(_SPEC_OPTIONS):
+        command = option(command)
+    return command
+
+
+def read_spec(spec: Path | None, flags: dict[str, Any]) -> tuple[Plan, Path, str]:
+    """A spec and the flags laid over it: the plan, the run directory, and the device."""
+    from hypersd_bench.runner.benchmark import choose_device
+    from hypersd_bench.runner.plan import make_plan
+    from hypersd_bench.runner.spec import add_models, load_spec
+
+    out, device, no_timing = flags.pop("out"), flags.pop("device"), flags.pop("no_timing")
+    more, contract = flags.pop("model"), flags.pop("contract")
     for name in ("models", "steps", "metrics"):
         flags[name] = split_names(flags[name])
-    resolved = load_spec(spec, flags)
+    resolved = load_spec(spec, add_models(spec, flags, more, contract))
     if no_timing:
         resolved = resolved.model_copy(update={"timing": None})
-    plan = make_plan(resolved, spec.parent if spec and not flags["models"] else Path())
-    folder = out or resolved.out or Path("runs") / (resolved.name or (spec.stem if spec else "run"))
-    store, failed = run_benchmark(plan, folder, choose_device(device))
+    chosen = choose_device(device)
+    plan = make_plan(resolved, spec.parent if spec else Path(), chosen)
+    return plan, out or resolved.out or Path("runs") / (resolved.name or (spec.stem if spec else "run")), chosen
+
+
+@click.command()
+@spec_options
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Make images in this process, or on the workers of a Ray cluster.",
+)
+@click.option("--address", help="The Ray cluster: auto, or HOST:PORT; by default one is started on this machine.")
+@click.option("--workers", type=click.IntRange(1), help="Ray workers; by default one for each GPU.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def run(spec: Path | None, engine: str, address: str | None, workers: int | None, as_json: bool, **flags: Any) -> None:
+    """Generate, score and time what SPEC (a YAML file) or the flags name. Started again, it goes on."""
+    from hypersd_bench.runner.benchmark import run_benchmark
+    from hypersd_bench.runner.doubtful import doubtful_images
+    from hypersd_bench.runner.generate import LocalEngine
+
+    if engine == "local" and (address or workers):
+        raise InputError("--address and --workers are of --engine ray; add it, or leave them out")
+    plan, folder, device = read_spec(spec, flags)
+    if engine == "ray":
+        from hypersd_bench.runner.ray_engine import RayEngine
+
+        store, failed = run_benchmark(plan, folder, device, RayEngine(address, workers))
+    else:
+        store, failed = run_benchmark(plan, folder, device, LocalEngine(device))
     for metric, reason in failed.items():
         click.echo(f"not scored: {metric}: {reason}", err=True)
-    defects = sum(1 for row in store.images() if row.defect)
+    rows = doubtful_images(store)
     if as_json:
-        click.echo(json.dumps({"run": str(folder), "images": len(store.images()), "defective": defects,
-                               "not_scored": failed}))  # fmt: skip
-    else:
-        click.echo(f"{len(store.images())} images in {folder} ({defects} defective)")
-        click.echo(f"Next: hypersd-bench report {folder}")
+        summary: dict[str, Any] = {"run": str(folder), "images": len(store.images()), "not_scored": failed}
+        summary["defective"] = sum(row.defective for row in rows)
+        summary["doubtful"] = [asdict(row) for row in rows]
+        summary["truncated_prompts"] = store.manifest["prompts"]["truncated"]["count"]
+        click.echo(json.dumps(summary))
+        return
+    for row in rows:
+        if row.problems:
+            click.echo(f"{row.model}@{row.steps}: {row.problems} of {row.images} images", err=True)
+    _tell_truncated(store.manifest["prompts"]["truncated"])
+    click.echo(f"{len(store.images())} images in {folder} ({sum(row.defective for row in rows)} defective)")
+    click.echo(f"Next: hypersd-bench report {folder}")
+
+
+def _tell_truncated(cut: dict[str, Any]) -> None:
+    if cut["count"]:
+        click.echo(f"{cut['count']} prompts are longer than the {cut['limit']} tokens that the text encoder reads; "
+                   "their ends are not drawn (run.json names them)", err=True)  # fmt: skip
 
 
 @click.command()
@@ -64,8 +133,6 @@ def run(spec: Path | None, out: Path | None, device: str | None, no_timing: bool
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def score(folder: Path, metrics: str | None, reference: Path | None, device: str | None, as_json: bool) -> None:
     """Score what RUN has not scored yet, by its own metrics or by others."""
-    from dataclasses import asdict
-
     from hypersd_bench.contracts import MetricContext
     from hypersd_bench.runner.benchmark import choose_device
     from hypersd_bench.runner.plan import metric_infos

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -131,6 +132,32 @@ def load_spec(path: Path | None, overrides: dict[str, Any]) -> RunSpec:
         return RunSpec.model_validate(raw)
     except ValidationError as error:
         raise _first_problem(error, where) from None
+
+
+def add_models(path: Path | None, flags: dict[str, Any], more: Sequence[str], contract: str | None) -> dict[str, Any]:
+    """Flags with the models of ``--model`` after the others, and ``--contract`` for those that are paths.
+
+    Beside a spec, whose paths are taken from where it lies, the flags' own, which are taken from here, become absolute.
+    """
+    refs = [_read_model_ref(model) for model in [*(flags.get("models") or ()), *more]]
+    paths = [ref for ref in refs if "path" in ref]
+    if contract and not paths:
+        raise InputError("--contract is for a model given by its path (--model my.safetensors); there is none")
+    for ref in paths:
+        ref |= {"contract": contract} if contract else {}
+        ref |= {"path": _absolute(ref["path"])} if path else {}
+    if path:
+        flags = flags | {name: _absolute(flags[name]) for name in ("prompts", "prompts_file", "pipeline")}
+    if path and refs and not flags.get("models"):
+        refs = [*_read_yaml(path).get("models", []), *refs]
+    return flags | {"models": refs or None}
+
+
+def _absolute(value: str | Path | None) -> str | None:
+    """A path that is there as an absolute one; anything else as it is."""
+    if value is None:
+        return None
+    return str(Path(value).resolve()) if Path(value).exists() else str(value)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

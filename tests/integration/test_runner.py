@@ -71,9 +71,11 @@ def plan_for(base: Path, folder: Path, **changes: object) -> Plan:
         "steps": [1, 2],
         "prompts": "prompts.txt",
         "replicates": 2,
-        "timing": {"repeats": 2},
+        "timing": {"repeats": 2, "warmup": 0, "rounds": 1, "throughput": False},
     }
-    return make_plan(load_spec(None, raw | changes), folder)
+    spec = load_spec(None, raw | changes)
+    untimed = "timing" in changes and changes["timing"] is None
+    return make_plan(spec.model_copy(update={"timing": None}) if untimed else spec, folder)
 
 
 @pytest.mark.usefixtures("toy_metrics")

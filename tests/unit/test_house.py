@@ -112,7 +112,7 @@ def test_family_rows(name: str) -> None:
     models = registry.resolve("family", name)()
     assert models
     assert all(isinstance(model, ModelSpec) for model in models)
-    assert len({model.name for model in models}) == len(models)
+    assert len({(model.base, model.name) for model in models}) == len(models)
 
 
 @pytest.mark.parametrize("name", registry.rows("prompts"))
