@@ -54,6 +54,21 @@ class HubStatus:
 
 
 @dataclass(frozen=True)
+class Holding:
+    """What of a download is in the hub's cache.
+
+    commit: what the revision is at, or, where the hub can't be asked, what was at it at the last download; empty if
+    neither is known. size: bytes of it all. lacking: bytes still to come. Both are None where nobody can say, and
+    ``problem`` says why.
+    """
+
+    commit: str
+    size: int | None
+    lacking: int | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class _Wanted:
     """What is asked of the hub, what it lists, and the error in place of a listing."""
 
@@ -98,11 +113,44 @@ def fetch_folder(
     """
     from huggingface_hub import snapshot_download
 
-    prefix = f"{subfolder}/" if subfolder else ""
     wanted = _ask(repo, revision)
-    _refuse_pickles(wanted, prefix)
-    patterns = {"allow_patterns": [prefix + name for name in allow], "ignore_patterns": list(ignore)}
+    _refuse_pickles(wanted, f"{subfolder}/" if subfolder else "")
+    patterns = _patterns(subfolder, allow, ignore)
     return _fetch(partial(snapshot_download, repo, revision=revision, **patterns), wanted) / subfolder
+
+
+def _patterns(subfolder: str, allow: Sequence[str] = FILES, ignore: Sequence[str] = IGNORED) -> dict[str, list[str]]:
+    prefix = f"{subfolder}/" if subfolder else ""
+    return {"allow_patterns": [prefix + name for name in allow], "ignore_patterns": list(ignore)}
+
+
+def look_up(repo: str, revision: str = "main", file: str = "", is_folder: bool = False) -> Holding:
+    """Look what of a file (``fetch_file``) or a folder (``fetch_folder``) is here; nothing is downloaded."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    wanted = _ask(repo, revision, file)
+    download: Callable[..., Any] = (
+        partial(snapshot_download, repo, revision=revision, **_patterns(file))
+        if is_folder
+        else partial(hf_hub_download, repo, file, revision=revision)
+    )
+    fault = wanted.fault
+    if fault is None:
+        try:
+            found = _patiently(partial(download, dry_run=True))
+            files = found if is_folder else [found]
+            lacking = sum(one.file_size or 0 for one in files if one.will_download)
+            commit = next((one.commit_hash for one in files), "")
+            return Holding(commit, sum(one.file_size or 0 for one in files), lacking)
+        except (_http_error(), OSError, ValueError, KeyError) as error:
+            fault = error
+    problem = str(_explained(fault, wanted) or _first_line(fault))
+    try:
+        path = Path(download(local_files_only=True))
+    except (_http_error(), OSError, ValueError, KeyError):
+        return Holding("", None, None, problem)
+    here = (path / file).rglob("*") if is_folder else [path]
+    return Holding(resolved_commit(path), sum(one.stat().st_size for one in here if one.is_file()), 0)
 
 
 def resolved_commit(path: Path) -> str:

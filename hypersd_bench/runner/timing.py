@@ -34,6 +34,7 @@ from hypersd_bench.store import CostRow, RunStore, TimingRow, write_json
 
 LARGER = (4, 16, 64)  # batch sizes tried for throughput
 GAIN = 1.03  # less than this much faster per image, and larger ones are not tried
+LONGEST = 5.0  # seconds; a batch that would take longer is not tried
 _CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 
@@ -120,15 +121,17 @@ def _measure(
 
 
 def _measure_throughput(clock: _Clock, pipe: Pipeline, timing: Timing, batches: Batches, found: Measured) -> None:
-    """Try larger batches until they gain nothing or do not fit; each warmed up once and timed twice."""
+    """Try larger batches until they gain nothing, take long or do not fit; each is warmed up once and timed once."""
     best = min(_seconds(found.timings)) / timing.batch_size
     found.costs.append(clock.cost("images-per-second", 1 / best, timing.batch_size))
     for size in (size for size in LARGER if timing.batch_size < size):
         if clock.on_cpu and size > batches.size(clock.configuration):
             return
+        if best * size > LONGEST:
+            return
         try:
             with _peak(clock, size, found.costs):
-                rows = [row for repeat in (-1, 0, 1) for row in clock.run(pipe, size, repeat)]
+                rows = [row for repeat in (-1, 0) for row in clock.run(pipe, size, repeat)]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

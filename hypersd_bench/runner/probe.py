@@ -1,0 +1,265 @@
+"""A few batches, made, written and scored as a run does it: what they take says what the whole run will."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypersd_bench import registry
+from hypersd_bench.contracts import MetricContext
+from hypersd_bench.errors import InputError
+from hypersd_bench.runner.maker import ENCODE_BATCH, Finished, Job, Maker
+from hypersd_bench.runner.memory import Key
+from hypersd_bench.runner.plan import Configuration, Plan
+from hypersd_bench.runner.score import load_images
+from hypersd_bench.runner.timing import _Clock, _peak
+from hypersd_bench.store import CostRow, ImageRow, RunStore, write_bytes
+
+STEPS = 4  # about as many are sampled
+LEAST_SECONDS = 1.0  # timed batches go on until they took so long together, or
+MOST_BATCHES = 5
+
+
+@dataclass(frozen=True)
+class BatchTime:
+    """What a batch of ``size`` images takes, in seconds: each step, and all the rest of it together."""
+
+    size: int
+    step: float
+    rest: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What batches of one pipeline, precision and guidance take, from batches of a few sizes.
+
+    of: the configuration that was sampled. batch_size: the one that a run would use. peak_memory: bytes at that size:
+    of the device's tensors, on a CPU of the process; None where the kernel does not tell.
+    """
+
+    of: str
+    batch_size: int
+    batches: tuple[BatchTime, ...]
+    peak_memory: int | None
+
+    def batch_seconds(self, size: int, steps: int) -> float:
+        """Seconds for a batch of ``size``: on a straight line through the sizes measured, or in proportion to one."""
+        first, last = self.batches[0], self.batches[-1]
+        low, high = (steps * batch.step + batch.rest for batch in (first, last))
+        if first.size == last.size:
+            return high * size / last.size
+        return max(0.0, low + (high - low) * (size - first.size) / (last.size - first.size))
+
+    def seconds(self, images: int, steps: int, batch_size: int) -> float:
+        """Seconds for so many images, the last batch smaller than the others if need be."""
+        whole, left = divmod(images, batch_size)
+        return whole * self.batch_seconds(batch_size, steps) + (self.batch_seconds(left, steps) if left else 0.0)
+
+
+@dataclass(frozen=True)
+class ScoringTime:
+    """What a metric takes in seconds: once, for each image, for each model and step count (set metrics)."""
+
+    once: float
+    image: float
+    per_set: float = 0.0
+
+
+@dataclass
+class Probed:
+    """What was measured, in seconds.
+
+    loads: of a pipeline, by it and its precision. texts: of encoding a prompt, by the same. seats: of a checkpoint, by
+    the same and its kind. speeds: by pipeline, precision and whether guidance doubles the batch. image_bytes: of a
+    file, the mean, by pipeline. read: of reading an image. scoring: by metric; ``unscored`` are those that can't be
+    computed, with the reason.
+    """
+
+    loads: dict[tuple[str, str], float] = field(default_factory=dict)
+    texts: dict[tuple[str, str], float] = field(default_factory=dict)
+    seats: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    speeds: dict[Key, Speed] = field(default_factory=dict)
+    image_bytes: dict[str, float] = field(default_factory=dict)
+    read: float = 0.0
+    scoring: dict[str, ScoringTime] = field(default_factory=dict)
+    unscored: dict[str, str] = field(default_factory=dict)
+
+
+def key_of(configuration: Configuration) -> Key:
+    """What the time of a batch depends on, apart from its size and the step count."""
+    return (configuration.pipeline, configuration.dtype, configuration.model.contract.guidance_scale > 1)
+
+
+def probe(plan: Plan, wanted: Mapping[Configuration, int], device: str, folder: Path) -> Probed:
+    """Sample one configuration of each kind, in ``folder``, which is empty; then score what was made.
+
+    wanted: the configurations whose weights are here, and how many images of each are to be made.
+    """
+    found = Probed()
+    few = replace(plan, prompts=replace(plan.prompts, prompts=plan.prompts.prompts[:ENCODE_BATCH]))
+    store = RunStore.create(folder, {})
+    with Maker(few, device) as maker:
+        for pipeline in dict.fromkeys((c.pipeline, c.dtype) for c in wanted):
+            mine = [c for c in wanted if (c.pipeline, c.dtype) == pipeline]
+            found.loads[pipeline] = _seconds(lambda p=pipeline: maker.bench.base(*p))  # type: ignore[misc]
+            encoding = _seconds(lambda p=pipeline: maker.embeddings(*p))  # type: ignore[misc]
+            found.texts[pipeline] = encoding / len(few.prompts.prompts)
+            for key in dict.fromkeys(map(key_of, mine)):
+                _sample(maker, [c for c in mine if key_of(c) == key], wanted, store, found)
+            for kind in {c.model.kind for c in mine} - {seat[2] for seat in found.seats if seat[:2] == pipeline}:
+                _seat(maker, next(c for c in mine if c.model.kind == kind), found)
+    _score(plan, store, device, found)
+    return found
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _seat(maker: Maker, configuration: Configuration, found: Probed) -> None:
+    model, pipeline, dtype = configuration.model, configuration.pipeline, configuration.dtype
+    took = _seconds(lambda: maker.bench.seat(model, pipeline, dtype))
+    found.seats.setdefault((pipeline, dtype, model.kind), took)
+
+
+def _sample(
+    maker: Maker, among: Sequence[Configuration], wanted: Mapping[Configuration, int], store: RunStore, found: Probed
+) -> None:
+    """Time batches of one image and of as many as a run would make at once, with the one of ``among`` that is apt."""
+    example = min(map(_with_few_steps, among), key=lambda c: (abs(c.steps - STEPS), c.model.kind == "unet"))
+    _seat(maker, example, found)
+    most = max(wanted[c] for c in among)
+    prompts = maker.plan.prompts.prompts
+    clock = _Clock(maker.plan, example, str(maker.bench.device))
+    timer = _Timer(maker, example, clock.on_cpu, store)
+    peaks: list[CostRow] = []
+    batches: list[BatchTime] = []
+    size = 1
+    while not batches or size > batches[-1].size:
+        jobs = [Job(prompt, i // len(prompts)) for i, prompt in enumerate(islice(cycle(prompts), size))]
+        timer.warm_up(jobs)
+        jobs = jobs[: maker.batch_size(example)]  # fewer where memory ran out
+        with _peak(clock, len(jobs), peaks):
+            batches.append(timer.time(jobs))
+        size = min(maker.batch_size(example), most)  # on CUDA known only from the first image on
+    peak = [row.value for row in peaks if row.name == "peak-memory"]
+    found.speeds[key_of(example)] = Speed(str(example), batches[-1].size, tuple(batches), int(peak[-1]) if peak else None)
+    sizes = [(store.folder / row.file).stat().st_size for row in store.images() if row.model == example.label]
+    found.image_bytes.setdefault(example.pipeline, sum(sizes) / len(sizes))
+
+
+def _with_few_steps(configuration: Configuration) -> Configuration:
+    """The same checkpoint at the step count of its contract that is nearest to ``STEPS``."""
+    steps = min(configuration.model.contract.timesteps, key=lambda count: (abs(count - STEPS), -count))
+    return replace(configuration, steps=steps)
+
+
+class _Timer:
+    """Times batches that are made, written and entered in a ledger as those of a run."""
+
+    def __init__(self, maker: Maker, configuration: Configuration, on_cpu: bool, store: RunStore) -> None:
+        self._maker = maker
+        self._configuration = configuration
+        self._on_cpu = on_cpu
+        self._store = store
+        self._steps: list[float] = []  # when each began
+
+    def warm_up(self, jobs: Sequence[Job]) -> None:
+        """Make a batch, untimed."""
+        self._make(jobs)
+
+    def time(self, jobs: Sequence[Job]) -> BatchTime:
+        """Time batches; returns the medians."""
+        found: list[BatchTime] = []
+        started = self._now()
+        while not found or (self._now() - started < LEAST_SECONDS and len(found) < MOST_BATCHES):
+            found.append(self._make(jobs))
+        return BatchTime(len(jobs), median(one.step for one in found), median(one.rest for one in found))
+
+    def _make(self, jobs: Sequence[Job]) -> BatchTime:
+        pipe = self._maker.bench.seat(
+            self._configuration.model, self._configuration.pipeline, self._configuration.dtype
+        )
+        self._steps.clear()
+        ends: list[float] = []
+        hooks = [
+            pipe.unet.register_forward_pre_hook(lambda *_: self._steps.append(self._now())),
+            pipe.unet.register_forward_hook(lambda *_: ends.append(self._now())),
+        ]
+        started = self._now()
+        futures = self._maker.make(self._configuration, jobs, self._write)
+        made = self._now()
+        for hook in hooks:
+            hook.remove()
+        rows = [future.result() for future in futures]
+        written = self._now()
+        self._store.record_images(rows)
+        recording = self._now() - written
+        starts = self._steps
+        step = (starts[-1] - starts[0]) / (len(starts) - 1) if len(starts) > 1 else ends[0] - starts[0]
+        whole = max(made - started, written - made) + recording  # files are written beside the next batch
+        return BatchTime(len(jobs), step, max(0.0, whole - len(starts) * step))
+
+    def _write(self, finished: Finished) -> ImageRow:
+        write_bytes(self._store.folder / finished.row.file, finished.png)
+        return finished.row
+
+    def _now(self) -> float:
+        if not self._on_cpu:
+            torch.cuda.synchronize(self._maker.bench.device)
+        return time.perf_counter()
+
+
+def _score(plan: Plan, store: RunStore, device: str, found: Probed) -> None:
+    """Time each metric on images of the probe, all of one size."""
+    made = store.images()
+    rows = [row for row in made if row.key[:2] == made[0].key[:2]][:ENCODE_BATCH]
+    images: list[Tensor] = []
+    found.read = _seconds(lambda: images.append(load_images(store.folder, rows))) / len(rows)
+    context = MetricContext(device, plan.spec.reference)
+    for info in plan.metrics:
+        metrics: list[Any] = []
+        try:
+            load = _seconds(lambda name=info.id: metrics.append(registry.resolve("metric", name)(context)))  # type: ignore[misc]
+            found.scoring[info.id] = _scoring_time(metrics[0], load, images[0], [row.prompt for row in rows], plan)
+        except InputError as error:
+            found.unscored[info.id] = str(error)
+
+
+def _scoring_time(metric: Any, load: float, images: Tensor, prompts: Sequence[str], plan: Plan) -> ScoringTime:
+    """Score images twice, the first time to warm up."""
+    count, group = len(images), max(2, plan.spec.replicates)
+
+    def twice(call: Callable[[], object]) -> float:
+        call()
+        return _seconds(call)
+
+    match metric.info.kind:
+        case "image":
+            return ScoringTime(load, twice(lambda: metric.score(images, prompts)) / count)
+        case "prompt":
+            some = images[:group] if count >= group else images[:1].expand(group, -1, -1, -1)
+            return ScoringTime(load, twice(lambda: metric.score_group(some, prompts[0])) / group)
+        case "pair":
+            return ScoringTime(load, twice(lambda: metric.score_pairs(images, images)) / count)
+        case "set":
+            image = twice(lambda: metric.features(images)) / count
+            features = metric.features(images if count > 1 else images.expand(2, -1, -1, -1))
+            distance = twice(lambda: metric.distance(features, features))
+            if plan.spec.reference:
+                return ScoringTime(load + image * _num_files(plan.spec.reference), image, distance)
+            return ScoringTime(load + _seconds(metric.reference), image, distance)
+
+
+def _num_files(folder: Path) -> int:
+    return sum(path.is_file() for path in folder.glob("*"))
