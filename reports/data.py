@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from hypersd_bench.contracts import MetricInfo
 from hypersd_bench.errors import InputError
+from hypersd_bench.runner.doubtful import doubtful_images
 from hypersd_bench.store import ImageRow, RunStore, TimingRow
 from metrics.comparison import ALPHA, Comparison, Summary, comparisons, is_trained_on, summaries
 from metrics.stats import holm
@@ -23,6 +24,7 @@ from reports.pictures import PromptRow, choose_prompts
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
 REFERENCE_COLOUR = "#8a8a8a"
+DUPLICATE = "the same as another"
 
 Mark = Literal["best", "level", ""]
 ComparedWith = Callable[[str], Sequence[Comparison]]  # baseline -> everybody's difference to it
@@ -197,7 +199,7 @@ def read_report(store: RunStore) -> ReportData:
         latencies=_latencies(store.timings()),
         grid=grid,
         curves=tuple(curve for entry in manifest["models"] for curve in read_curves(store.folder, entry)),
-        notes=(*manifest.get("notes", ()), *_defects(images, models), *grid_notes),
+        notes=(*manifest.get("notes", ()), *_doubtful(store, models), *_truncated(manifest), *grid_notes),
     )
 
 
@@ -384,15 +386,26 @@ def _latencies(rows: Iterable[TimingRow]) -> tuple[Latency, ...]:
     return tuple(latencies)
 
 
-def _defects(images: Iterable[ImageRow], models: Sequence[Model]) -> list[str]:
+def _doubtful(store: RunStore, models: Sequence[Model]) -> list[str]:
     """Count the images that can't be trusted, by model and by what is wrong with them."""
     labels = {model.name: model.label for model in models}
     counts: dict[tuple[str, str], int] = defaultdict(int)
-    for row in images:
-        if row.defect:
-            counts[row.model, row.defect] += 1
+    for found in doubtful_images(store):
+        for defect, count in found.defects.items():
+            counts[found.model, defect] += count
+        counts[found.model, DUPLICATE] += found.duplicates
     return [
-        f"{labels.get(model, model)}: {count} {'image is' if count == 1 else 'images are'} {defect}; "
-        "counted here and left out of the scores."
-        for (model, defect), count in sorted(counts.items())
+        f"{labels.get(model, model)}: {count} {'image is' if count == 1 else 'images are'} {what}; "
+        f"{'counted here and scored' if what == DUPLICATE else 'counted here and left out of the scores'}."
+        for (model, what), count in sorted(counts.items())
+        if count
     ]
+
+
+def _truncated(manifest: Mapping[str, Any]) -> list[str]:
+    """Say how many prompts the text encoder does not read to their end."""
+    cut = manifest.get("prompts", {}).get("truncated", {})
+    if not cut.get("count"):
+        return []
+    return [f"{cut['count']} of {manifest['prompts']['count']} prompts are longer than the {cut['limit']} tokens that "
+            "the text encoder reads; their ends are not drawn."]  # fmt: skip

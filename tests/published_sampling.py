@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
     for pipeline in dict.fromkeys(map(runs_in, ENTRIES)):
         _sample_pipeline([model for model in ENTRIES if runs_in(model) == pipeline], folder, found, pictures)
     (folder / "found.json").write_text(json.dumps(found))
-    np.savez(folder / "pictures.npz", allow_pickle=False, **pictures)
+    np.savez(folder / "pictures.npz", allow_pickle=False, **pictures)  # type: ignore[arg-type]
 
 
 def _sample_pipeline(
@@ -115,10 +115,15 @@ def _pictures(pipe: Pipeline, contract: SamplerContract, steps: int) -> dict[str
 
 def _plain_pixels(configuration: Configuration) -> Tensor:
     """What the bare pipeline gives under the same contract; of a pipeline of its own, its base's."""
-    model = configuration.model
+    model, steps = configuration.model, configuration.steps
     bare = HUB_BASES[model.base] if model.kind == "base" else configuration.pipeline
-    contract = replace(model.contract, embedded_guidance=None)
-    pixels: Tensor = _pictures(_pristine(bare), contract, configuration.steps)["pixels"]
+    timesteps = {steps: model.contract.timesteps[steps]}
+    return _plain(bare, replace(model.contract, timesteps=timesteps, embedded_guidance=None).to_json(), steps)
+
+
+@cache
+def _plain(pipeline: str, contract: str, steps: int) -> Tensor:
+    pixels: Tensor = _pictures(_pristine(pipeline), SamplerContract.from_json(contract), steps)["pixels"]
     return pixels
 
 

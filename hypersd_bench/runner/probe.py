@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -98,7 +99,7 @@ def key_of(configuration: Configuration) -> Key:
     return (configuration.pipeline, configuration.dtype, configuration.model.contract.guidance_scale > 1)
 
 
-def probe(plan: Plan, wanted: Mapping[Configuration, int], device: str, folder: Path) -> Probed:
+def probe(plan: Plan, wanted: Sequence[tuple[Configuration, int]], device: str, folder: Path) -> Probed:
     """Sample one configuration of each kind, in ``folder``, which is empty; then score what was made.
 
     wanted: the configurations whose weights are here, and how many images of each are to be made.
@@ -107,13 +108,13 @@ def probe(plan: Plan, wanted: Mapping[Configuration, int], device: str, folder: 
     few = replace(plan, prompts=replace(plan.prompts, prompts=plan.prompts.prompts[:ENCODE_BATCH]))
     store = RunStore.create(folder, {})
     with Maker(few, device) as maker:
-        for pipeline in dict.fromkeys((c.pipeline, c.dtype) for c in wanted):
-            mine = [c for c in wanted if (c.pipeline, c.dtype) == pipeline]
-            found.loads[pipeline] = _seconds(lambda p=pipeline: maker.bench.base(*p))  # type: ignore[misc]
-            encoding = _seconds(lambda p=pipeline: maker.embeddings(*p))  # type: ignore[misc]
+        for pipeline in dict.fromkeys((c.pipeline, c.dtype) for c, _ in wanted):
+            mine = [c for c, _ in wanted if (c.pipeline, c.dtype) == pipeline]
+            found.loads[pipeline] = _seconds(partial(maker.bench.base, *pipeline))
+            encoding = _seconds(partial(maker.embeddings, *pipeline))
             found.texts[pipeline] = encoding / len(few.prompts.prompts)
             for key in dict.fromkeys(map(key_of, mine)):
-                _sample(maker, [c for c in mine if key_of(c) == key], wanted, store, found)
+                _sample(maker, [(c, count) for c, count in wanted if key_of(c) == key], store, found)
             for kind in {c.model.kind for c in mine} - {seat[2] for seat in found.seats if seat[:2] == pipeline}:
                 _seat(maker, next(c for c in mine if c.model.kind == kind), found)
     _score(plan, store, device, found)
@@ -132,13 +133,12 @@ def _seat(maker: Maker, configuration: Configuration, found: Probed) -> None:
     found.seats.setdefault((pipeline, dtype, model.kind), took)
 
 
-def _sample(
-    maker: Maker, among: Sequence[Configuration], wanted: Mapping[Configuration, int], store: RunStore, found: Probed
-) -> None:
+def _sample(maker: Maker, among: Sequence[tuple[Configuration, int]], store: RunStore, found: Probed) -> None:
     """Time batches of one image and of as many as a run would make at once, with the one of ``among`` that is apt."""
-    example = min(map(_with_few_steps, among), key=lambda c: (abs(c.steps - STEPS), c.model.kind == "unet"))
+    examples = (_with_few_steps(c) for c, _ in among)
+    example = min(examples, key=lambda c: (abs(c.steps - STEPS), c.model.kind == "unet"))
     _seat(maker, example, found)
-    most = max(wanted[c] for c in among)
+    most = max(count for _, count in among)
     prompts = maker.plan.prompts.prompts
     clock = _Clock(maker.plan, example, str(maker.bench.device))
     timer = _Timer(maker, example, clock.on_cpu, store)
@@ -153,7 +153,9 @@ def _sample(
             batches.append(timer.time(jobs))
         size = min(maker.batch_size(example), most)  # on CUDA known only from the first image on
     peak = [row.value for row in peaks if row.name == "peak-memory"]
-    found.speeds[key_of(example)] = Speed(str(example), batches[-1].size, tuple(batches), int(peak[-1]) if peak else None)
+    found.speeds[key_of(example)] = Speed(
+        str(example), batches[-1].size, tuple(batches), int(peak[-1]) if peak else None
+    )
     sizes = [(store.folder / row.file).stat().st_size for row in store.images() if row.model == example.label]
     found.image_bytes.setdefault(example.pipeline, sum(sizes) / len(sizes))
 
@@ -224,14 +226,16 @@ def _score(plan: Plan, store: RunStore, device: str, found: Probed) -> None:
     """Time each metric on images of the probe, all of one size."""
     made = store.images()
     rows = [row for row in made if row.key[:2] == made[0].key[:2]][:ENCODE_BATCH]
-    images: list[Tensor] = []
-    found.read = _seconds(lambda: images.append(load_images(store.folder, rows))) / len(rows)
+    started = time.perf_counter()
+    images = load_images(store.folder, rows)
+    found.read = (time.perf_counter() - started) / len(rows)
     context = MetricContext(device, plan.spec.reference)
     for info in plan.metrics:
-        metrics: list[Any] = []
+        started = time.perf_counter()
         try:
-            load = _seconds(lambda name=info.id: metrics.append(registry.resolve("metric", name)(context)))  # type: ignore[misc]
-            found.scoring[info.id] = _scoring_time(metrics[0], load, images[0], [row.prompt for row in rows], plan)
+            metric = registry.resolve("metric", info.id)(context)
+            load = time.perf_counter() - started
+            found.scoring[info.id] = _scoring_time(metric, load, images, [row.prompt for row in rows], plan)
         except InputError as error:
             found.unscored[info.id] = str(error)
 
