@@ -132,10 +132,12 @@ class RunStore:
 
     @classmethod
     def create(cls, folder: Path, manifest: dict[str, Any]) -> RunStore:
-        """Start a run directory; raises InputError for a folder with anything in it."""
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        """Start a run directory; raises InputError for a folder with anything in it but a start that was cut off."""
+        if folder.exists() and not (folder.is_dir() and _only_a_start(folder)):
             raise InputError(f"{folder} is not an empty folder, and holds no run; choose another --out")
         (folder / "images").mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("ledger.sqlite*"):
+            left.unlink()
         with sqlite3.connect(folder / "ledger.sqlite") as db:
             db.execute("PRAGMA journal_mode=WAL")
             db.executescript(f"{_SCHEMA} {_COST} PRAGMA user_version={LEDGER_VERSION};")
@@ -243,6 +245,15 @@ class RunStore:
             raise InputError(f"{self.folder / 'ledger.sqlite'}: {error}") from error
         finally:
             db.close()
+
+
+def _only_a_start(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a start leaves that was killed before ``run.json`` was there."""
+    mine = ("images", "ledger.sqlite", ".run.json.")
+    images = folder / "images"
+    return all(path.name.startswith(mine) for path in folder.iterdir()) and not (
+        images.is_dir() and any(images.iterdir())
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -50,6 +50,9 @@ LAYOUTS = {
 }
 TOLD_GUIDANCE = {"time_cond_proj_dim": 256}  # of LCM's UNets
 UNET = "unet/diffusion_pytorch_model"
+# Copies, and parts that nobody here loads: in real repositories gigabytes.
+UNUSED = (f"{UNET}.fp16.safetensors", f"{UNET}.non_ema.safetensors", "one_file.safetensors",
+          "safety_checker/model.safetensors", "vae_1_0/diffusion_pytorch_model.safetensors")  # fmt: skip
 _NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
           "trained_betas": None}  # fmt: skip
 _SD1_SCHEDULER = {"_class_name": "PNDMScheduler", "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
@@ -129,21 +132,20 @@ def layout(repo: str) -> str:
 
 
 def _pipeline(base: str, repo: str, folder: Path, changes: Mapping[str, Any] | None = None) -> Files:
-    """A whole pipeline's repository: random weights of its own, a half-precision copy beside them."""
+    """A whole pipeline's repository: random weights of its own, and what real ones hold beside them."""
     files = dict(_tiny(base, folder))
     config = json.loads(files["unet/config.json"])
     # Stable Diffusion 2 has linear projections around its attention, 1 has convolutions
     unet = _new_unet({**config, "use_linear_projection": base != "sd15", **(changes or {})}, repo)
     files["unet/config.json"] = unet.to_json_string().encode()
     files[f"{UNET}.safetensors"] = to_safetensors(unet.state_dict())
-    files[f"{UNET}.fp16.safetensors"] = b"not asked for"
+    files |= dict.fromkeys(UNUSED, b"not asked for")
     own = SCHEDULERS.get(repo, _SDXL_SCHEDULER if base == "sdxl" else _SD1_SCHEDULER)
     files["scheduler/scheduler_config.json"] = json.dumps({**_NOISE, **own}).encode()
     index = json.loads(files["model_index.json"])
     if base != "sdxl":
         index |= _FEATURES
         files["feature_extractor/preprocessor_config.json"] = b'{"size": 224, "crop_size": 224}'
-        files["safety_checker/config.json"] = b"{}"
     index |= {"scheduler": ["diffusers", own["_class_name"]], **INDICES.get(repo, {})}
     return {**files, "model_index.json": json.dumps(index).encode(), "README.md": b"# A model"}
 
@@ -178,6 +180,7 @@ def _weights(model: ModelSpec, weights: HubWeights, unet: UNet2DConditionModel) 
             f"{weights.file}/config.json".lstrip("/"): own.to_json_string().encode(),
             f"{name}.safetensors": to_safetensors(own.state_dict()),
             f"{name}.fp16.safetensors": b"not asked for",
+            "lora.safetensors": b"not asked for",
             "README.md": b"# A model",
         }
     tensors = _lora(weights, unet) if model.kind == "lora" else _changed(unet.state_dict(), weights)

@@ -29,8 +29,9 @@ def run_benchmark(plan: Plan, out: Path, device: str, engine: Engine | None = No
     if begun:
         store.manifest = extended(begun, wanted, plan)
         write_json(out / "run.json", store.manifest)
-    generate(plan, store, engine or LocalEngine(device))
-    time_run(plan, store, device)
+    engine = engine or LocalEngine(device)
+    generate(plan, store, engine)
+    time_run(plan, store, engine)
     failed = score_run(store, [info.id for info in plan.metrics], MetricContext(device, plan.spec.reference))
     return store, failed
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from hypersd_bench.runner.maker import Finished, Job, Maker
 from hypersd_bench.runner.plan import Configuration, Plan
+from hypersd_bench.runner.timing import Measured, measure
 from hypersd_bench.store import ImageRow, RunStore, write_bytes
 
 IN_FLIGHT = 3  # batches whose files are being written while the device goes on
@@ -19,10 +20,14 @@ Work = Sequence[tuple[Configuration, Sequence[Job]]]
 
 
 class Engine(Protocol):
-    """Where a plan's images are made."""
+    """Where a plan's images are made and its configurations timed."""
 
     def images(self, plan: Plan, work: Work, folder: Path) -> Iterator[list[ImageRow]]:
         """Make images; yields the rows of those whose files are complete in ``folder``, in any order."""
+        ...
+
+    def timings(self, plan: Plan, todo: Sequence[Configuration]) -> Iterator[Measured]:
+        """Measure what configurations cost, on one device; yields what there is to record as it comes."""
         ...
 
 
@@ -51,6 +56,10 @@ class LocalEngine:
                         yield [future.result() for future in written.popleft()]
             while written:
                 yield [future.result() for future in written.popleft()]
+
+    def timings(self, plan: Plan, todo: Sequence[Configuration]) -> Iterator[Measured]:
+        """Measure configurations here."""
+        return measure(plan, todo, self.device)
 
 
 def generate(plan: Plan, store: RunStore, engine: Engine) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
@@ -32,6 +32,9 @@ from hypersd_bench.runner.spec import Timing
 from hypersd_bench.seeding import image_seed
 from hypersd_bench.store import CostRow, RunStore, TimingRow, write_json
 
+if TYPE_CHECKING:
+    from hypersd_bench.runner.generate import Engine
+
 LARGER = (4, 16, 64)  # batch sizes tried for throughput
 GAIN = 1.03  # less than this much faster per image, and larger ones are not tried
 LONGEST = 5.0  # seconds; a batch that would take longer is not tried
@@ -40,13 +43,14 @@ _CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 @dataclass
 class Measured:
-    """What was measured of one configuration at a time."""
+    """What was measured of one configuration at a time; and of the machine ``before`` and ``after`` all of them."""
 
     timings: list[TimingRow] = field(default_factory=list)
     costs: list[CostRow] = field(default_factory=list)
+    machine: dict[str, Any] = field(default_factory=dict)
 
 
-def time_run(plan: Plan, store: RunStore, device: str) -> None:
+def time_run(plan: Plan, store: RunStore, engine: Engine) -> None:
     """Measure every configuration that has not been measured under these settings yet."""
     timing = plan.spec.timing
     if timing is None:
@@ -57,18 +61,18 @@ def time_run(plan: Plan, store: RunStore, device: str) -> None:
     todo = [c for c in plan.configurations if str(c) not in have]
     if not todo:
         return
-    before = machine_state(device)
     for c in todo:
         store.forget_timings(c.label, c.steps)
-    for measured in measure(plan, todo, device):
-        store.record_timings(measured.timings)
-        store.record_costs(measured.costs)
-    store.manifest["timing"] = {
-        "settings": settings,
-        "before": before,
-        "after": machine_state(device),
-        "measured": [*have, *map(str, todo)],
-    }
+    machine: dict[str, Any] = {}
+    with tqdm(total=timing.rounds * len(todo), desc="cost", unit="configuration") as bar:
+        for measured in engine.timings(plan, todo):
+            store.record_timings(measured.timings)
+            store.record_costs(measured.costs)
+            machine |= measured.machine
+            if measured.timings:
+                bar.set_postfix_str(f"{measured.timings[0].model}@{measured.timings[0].steps}")
+                bar.update()
+    store.manifest["timing"] = {"settings": settings, **machine, "measured": [*have, *map(str, todo)]}
     write_json(store.folder / "run.json", store.manifest)
 
 
@@ -77,13 +81,12 @@ def measure(plan: Plan, todo: Sequence[Configuration], device: str) -> Iterator[
     timing = plan.spec.timing
     assert timing is not None
     bench, batches = Bench(device), Batches(plan.spec.batch_size, device)
-    with tqdm(total=timing.rounds * len(todo), desc="cost", unit="configuration") as bar:
-        for number in range(timing.rounds):
-            share = range(number, timing.repeats, timing.rounds)  # the repeats of this round
-            for configuration in todo if number % 2 == 0 else reversed(todo):
-                bar.set_postfix_str(str(configuration))
-                yield _measure(plan, timing, bench, batches, configuration, share, first=number == 0)
-                bar.update()
+    yield Measured(machine={"before": machine_state(device)})
+    for number in range(timing.rounds):
+        share = range(number, timing.repeats, timing.rounds)  # the repeats of this round
+        for configuration in todo if number % 2 == 0 else reversed(todo):
+            yield _measure(plan, timing, bench, batches, configuration, share, first=number == 0)
+    yield Measured(machine={"after": machine_state(device)})
     bench.clear()
 
 

@@ -6,7 +6,6 @@ against plain diffusers, called as the authors' model cards call it, on the same
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
-import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
 from safetensors.torch import load_file

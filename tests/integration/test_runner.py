@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import sqlite3
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from hypersd_bench.catalog.local import CARD_KEY
+from hypersd_bench.bench import Bench
 from hypersd_bench.catalog.spec import ModelSpec
 from hypersd_bench.contracts import MetricContext
 from hypersd_bench.errors import InputError
-from hypersd_bench.bench import Bench
 from hypersd_bench.pipelines import load_base, sample
 from hypersd_bench.runner.benchmark import run_benchmark
 from hypersd_bench.runner.export import tables
@@ -28,9 +23,10 @@ from hypersd_bench.runner.manifest import manifest
 from hypersd_bench.runner.plan import Plan, make_plan
 from hypersd_bench.runner.score import score_run
 from hypersd_bench.runner.spec import load_spec
-from hypersd_bench.sampling import METADATA_KEY, SamplerContract, ddim_trailing, euler_trailing, lcm, tcd
+from hypersd_bench.sampling import SamplerContract, ddim_trailing, euler_trailing, lcm, tcd
 from hypersd_bench.seeding import generators
 from tests.tiny_base import make_tiny_base
+from tests.tiny_lora import make_lora
 
 PROMPTS = ["a fox on a blue background", "a car left of a tree on a pink background", "a pizza on a gray background"]
 
@@ -38,24 +34,6 @@ PROMPTS = ["a fox on a blue background", "a car left of a tree on a pink backgro
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_base(tmp_path_factory.mktemp("tiny") / "base")
-
-
-def make_lora(base: Path, path: Path, contract: SamplerContract, card: object = None) -> Path:
-    """A random LoRA in the layout that ``load_lora_weights`` reads, with its contract and, if given, a card inside."""
-    from diffusers import StableDiffusionPipeline
-    from peft import LoraConfig
-    from peft.utils import get_peft_model_state_dict
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    pipe = load_base(str(base))
-    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
-    StableDiffusionPipeline.save_lora_weights(path.parent, get_peft_model_state_dict(pipe.unet), weight_name=path.name)
-    with safe_open(path, "pt") as file:
-        tensors = {key: file.get_tensor(key) * 4 for key in file.keys()}  # noqa: SIM118 (not a dict)
-    told = {} if card is None else {CARD_KEY: json.dumps(card)}
-    save_file(tensors, path, {METADATA_KEY: contract.to_json(), **told})
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -202,25 +180,6 @@ def test_a_second_start_makes_nothing_twice_and_another_spec_is_refused(base: Pa
     assert again.images() == store.images()
     with pytest.raises(InputError, match="another spec"):
         run_benchmark(plan_for(base, tmp_path, timing=None, seed=1), tmp_path / "run", "cpu")
-
-
-def test_kill_9_and_again_gives_the_same_run(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    command = [sys.executable, "-m", "hypersd_bench", "run", "--base", str(base), "--models", "teacher",
-               "--steps", "1,2,4", "--prompts", str(tmp_path / "prompts.txt"), "--replicates", "4",
-               "--batch-size", "1", "--no-timing"]  # fmt: skip
-    killed = subprocess.Popen([*command, "--out", str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and len(list((tmp_path / "killed").rglob("*.png"))) < 5:
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    for out in ("killed", "whole"):
-        subprocess.run([*command, "--out", str(tmp_path / out)], check=True, capture_output=True)
-    files = {p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole" / "images").rglob("*.png")}
-    assert len(files) == 3 * 3 * 4
-    for file in files:
-        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 @pytest.mark.parametrize(

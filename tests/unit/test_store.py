@@ -52,6 +52,17 @@ def test_a_folder_of_somebody_elses_files_is_left_alone(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 
+def test_a_start_that_was_killed_is_started_again(tmp_path: Path) -> None:
+    run = RunStore.create(tmp_path / "run", MANIFEST).folder
+    (run / "run.json").rename(run / ".run.json.17.partial")  # as a kill before the last rename leaves it
+    again = RunStore.create(run, MANIFEST)
+    again.record_images([ROW])
+    (run / "run.json").unlink()
+    (run / "images" / "m").mkdir()
+    with pytest.raises(InputError, match="not an empty folder"):  # images, of nobody knows what
+        RunStore.create(run, MANIFEST)
+
+
 def test_what_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no run\.json"):
         RunStore.open(tmp_path)

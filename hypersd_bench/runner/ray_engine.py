@@ -1,0 +1,396 @@
+"""A plan over Ray: a worker process for each device, on one machine or many.
+
+Workers only make pictures and send them to this process, which alone writes files and the ledger: machines need no disk
+in common, and nothing can be entered twice. Weights are read where the worker is: from the hub at the plan's commits,
+or from the same path.
+
+A worker that dies is replaced; what it had in hand goes back to the others.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import platform
+import socket
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import ray
+import torch
+from ray._private import services
+from ray.exceptions import RayError, RayTaskError
+
+from hypersd_bench.errors import HypersdBenchError, InputError
+from hypersd_bench.host import keep_freed_memory
+from hypersd_bench.pipelines import first_line
+from hypersd_bench.runner.generate import Work
+from hypersd_bench.runner.maker import WRITERS, Finished, Job, Maker
+from hypersd_bench.runner.plan import Configuration, Plan
+from hypersd_bench.runner.timing import Measured, measure
+from hypersd_bench.store import ImageRow, write_bytes
+
+CORES = 4  # of a CPU worker, where nobody says how many workers there shall be
+IN_FLIGHT = 2  # chunks a worker has: it denoises one while the other's pictures are coded and sent
+CHUNK_BATCHES = (
+    2  # a call costs milliseconds, so few are enough; a worker that dies loses at most IN_FLIGHT such chunks
+)
+DEATHS = 3  # in a row at one place, and the run stops: whatever kills its workers will kill the next
+PROBE_S = 10  # for a cluster to answer
+START_S = 600  # for any worker to start, on a cluster that others use too
+
+
+class RayEngine:
+    """Workers of a Ray cluster, one for each GPU or for some CPU cores. Close it, or use it as a context.
+
+    address: ``auto``, or host:port of a cluster that this machine is part of; None: a cluster of this machine alone,
+    which lives as long as the engine. workers: None for as many as there is room for. device: ``cuda`` or ``cpu``; None:
+    ``cuda`` where the cluster has a GPU. verbose: whether Ray and the workers may write to the screen.
+    """
+
+    def __init__(
+        self, address: str | None = None, workers: int | None = None, device: str | None = None, verbose: bool = False
+    ) -> None:
+        if device not in (None, "cpu", "cuda"):
+            raise InputError(f"device {device!r}: Ray chooses the GPU of each worker; say cuda or cpu")
+        self._address = address
+        self._workers = workers
+        self._device = device
+        self._verbose = verbose
+        self._ours = False
+
+    def __enter__(self) -> RayEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the cluster; one that was started here ends."""
+        if self._ours:
+            ray.shutdown()
+            self._ours = False
+
+    @property
+    def device(self) -> str:
+        """What the workers compute on: ``cuda`` or ``cpu``. Connects to the cluster."""
+        return self._device or ("cuda" if sum(self._resource("GPU")) else "cpu")
+
+    def images(self, plan: Plan, work: Work, folder: Path) -> Iterator[list[ImageRow]]:
+        """Have the workers make images, and write their files here; rows come in the order that they are done in."""
+
+        def write(finished: Finished) -> ImageRow:
+            write_bytes(folder / finished.row.file, finished.png)
+            return finished.row
+
+        size, cores = self._room()
+        plan_there = ray.put(plan)
+        crew = Crew(work, size, plan.spec.batch_size or 1, lambda: self._hire(plan_there, cores, IN_FLIGHT))
+        try:
+            with ThreadPoolExecutor(WRITERS, thread_name_prefix="files") as threads:
+                while crew.feed():
+                    if done := crew.next():
+                        crew.feed()  # before the files are written: nobody waits for this disk
+                        yield list(threads.map(write, done))
+        finally:
+            crew.dismiss()
+
+    def timings(self, plan: Plan, todo: Sequence[Configuration]) -> Iterator[Measured]:
+        """Measure configurations on a worker that has a GPU, or a machine's CPU, for itself.
+
+        When it dies another one starts anew, and what is yielded then stands in place of what was yielded before.
+        """
+        plan_there, reason = ray.put(plan) if self._room() else None, ""
+        for _ in range(DEATHS):
+            worker = self._hire(plan_there, max(self._resource("CPU")), 1)
+            try:
+                _wait([worker.hello.remote()], START_S)
+                for ref in worker.timings.remote(todo):
+                    yield ray.get(ref)
+                return
+            except RayTaskError as error:
+                raise _cause(error) from error
+            except RayError as error:
+                reason = _reason(error)
+            finally:
+                ray.kill(worker)
+        raise _gave_up(reason)
+
+    def _connect(self) -> None:
+        if ray.is_initialized():
+            return
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            if self._address:
+                _probe(self._address)
+            ray.init(
+                self._address or "local",
+                include_dashboard=False,
+                log_to_driver=self._verbose,
+                logging_level=logging.INFO if self._verbose else logging.ERROR,
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            if self._address is None:
+                raise InputError(f"Ray can't start on this machine: {first_line(error)}") from error
+            raise InputError(
+                f"no Ray cluster answers at {self._address} ({first_line(error)}); start one by `ray start --head`, join "
+                "it from this machine by `ray start --address HOST:PORT` and say --address auto, or leave --address out"
+            ) from error
+        # Ray prints what it thinks of a worker's death to stdout, where a summary in JSON may go; we say it ourselves
+        ray._private.worker._worker_logs_enabled = self._verbose
+        self._ours = True
+
+    def _resource(self, name: str) -> list[int]:
+        """How much of a resource each machine of the cluster has."""
+        self._connect()
+        return [int(node["Resources"].get(name, 0)) for node in ray.nodes() if node["Alive"]]
+
+    def _room(self) -> tuple[int, int]:
+        """How many workers there shall be, and each one's CPU cores; raises InputError for more than there is room for."""
+        if self.device == "cpu":
+            return share_cores(self._resource("CPU"), self._workers)
+        gpus = sum(self._resource("GPU"))
+        if gpus < (self._workers or 1):
+            raise InputError(
+                f"the Ray cluster has {gpus} GPUs, and {self._workers or 1} workers would need one each; take fewer "
+                "--workers, or --device cpu"
+            )
+        return self._workers or gpus, 0
+
+    def _hire(self, plan: Any, cores: int, concurrency: int) -> Any:
+        """A new worker, which starts once the cluster has room for it."""
+        needs = {"num_gpus": 1, "num_cpus": 0} if self.device == "cuda" else {"num_cpus": cores}
+        hire = ray.remote(Worker).options(**needs, max_concurrency=concurrency)
+        return hire.remote(plan, self.device, cores if self.device == "cpu" else None, os.getcwd())
+
+
+def share_cores(cores: Sequence[int], workers: int | None) -> tuple[int, int]:
+    """Divide the CPU cores of machines among workers; returns how many workers there are, and each one's cores.
+
+    A worker's cores are of one machine. Raises InputError where a worker would have none.
+    """
+    if workers is None and any(cores):
+        share = min(CORES, max(cores))
+        return sum(count // share for count in cores), share
+    for share in range(max(cores, default=0), 0, -1):
+        if workers is not None and sum(count // share for count in cores) >= workers:
+            return workers, share
+    raise InputError(f"the Ray cluster has {sum(cores)} CPU cores, too few for {workers or 1} workers; take fewer "
+                     "--workers, or a larger cluster")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A chunk's images, and how many the worker makes at once, as it knows by now."""
+
+    images: list[Finished]
+    batch_size: int
+
+
+class Worker:
+    """A device of the cluster at work on a plan; this runs in a process of its own.
+
+    threads: those that torch may use. folder: where relative paths in the plan start, if it is on this machine.
+    """
+
+    def __init__(self, plan: Plan, device: str, threads: int | None, folder: str) -> None:
+        keep_freed_memory()
+        with suppress(OSError):
+            os.chdir(folder)
+        if threads:
+            torch.set_num_threads(threads)
+        self.plan = plan
+        self.device = device
+        self.maker = Maker(plan, device)
+        self.turn = Lock()
+
+    def hello(self) -> None:
+        """Return, once the worker has started."""
+
+    def make(self, configuration: Configuration, jobs: Sequence[Job]) -> Made:
+        """Make a chunk's images. The next chunk, in another thread, has the device as soon as this one's is denoised."""
+        with _place_named():
+            with self.turn:
+                futures = self.maker.make(configuration, jobs, lambda finished: finished)
+                batch_size = self.maker.batch_size(configuration)
+            return Made([future.result() for future in futures], batch_size)
+
+    def timings(self, todo: Sequence[Configuration]) -> Iterator[Measured]:
+        """Measure configurations."""
+        with _place_named():
+            yield from measure(self.plan, todo, self.device)
+
+
+@dataclass(eq=False, slots=True)
+class Queue:
+    """A configuration's images that nobody is making."""
+
+    configuration: Configuration
+    jobs: deque[Job]
+
+    def nearness(self, last: Queue | None) -> tuple[bool, bool, bool, int]:
+        """How little a worker must load that did ``last`` before; among equals, the longest queue comes first."""
+        if last is None:
+            return (False, False, False, len(self.jobs))
+        ours, theirs = self.configuration, last.configuration
+        same_pipeline = (ours.pipeline, ours.dtype) == (theirs.pipeline, theirs.dtype)
+        return (self is last, same_pipeline, ours.model == theirs.model, len(self.jobs))
+
+
+@dataclass(eq=False, slots=True)
+class Seat:
+    """A place for a worker, and the one that has it."""
+
+    batch_size: int
+    worker: Any = None
+    started: bool = False
+    chunks: int = 0  # in flight
+    last: Queue | None = None
+    deaths: int = 0  # since anything was finished here
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What a worker was asked for: a chunk of a queue, or without a queue only to start."""
+
+    seat: Seat
+    worker: Any
+    queue: Queue | None = None
+    jobs: Sequence[Job] = ()
+
+
+class Crew:
+    """Workers that share work: ``feed`` them and take what is done ``next``, until nothing is left."""
+
+    def __init__(self, work: Work, size: int, batch_size: int, hire: Callable[[], Any]) -> None:
+        self._queues = [Queue(configuration, deque(jobs)) for configuration, jobs in work]
+        self._hire = hire
+        self._errands: dict[Any, Errand] = {}  # by the reference to their result
+        self._seats = [Seat(batch_size) for _ in range(size)]
+        for seat in self._seats:
+            self._fill(seat)
+
+    def feed(self) -> bool:
+        """Give chunks to whoever has too few; returns whether any image is still to come."""
+        for depth in range(IN_FLIGHT):  # nobody gets a second chunk before all have a first one
+            for seat in self._seats:
+                if seat.started and seat.chunks == depth and self._left():
+                    self._give(seat)
+        return bool(self._left()) or any(errand.queue for errand in self._errands.values())
+
+    def next(self) -> list[Finished]:
+        """Wait until any errand is done; returns its images, none when it was another errand or its worker died."""
+        ref = _wait(list(self._errands), None if any(seat.started for seat in self._seats) else START_S)
+        errand = self._errands.pop(ref)
+        try:
+            made: Made | None = ray.get(ref)
+        except RayTaskError as error:
+            raise _cause(error) from error
+        except RayError as error:
+            self._replace(errand, error)
+            return []
+        seat = errand.seat
+        if errand.worker is seat.worker:
+            seat.started = True
+            if made:
+                seat.batch_size, seat.deaths = made.batch_size, 0
+                seat.chunks -= 1
+        return made.images if made else []
+
+    def dismiss(self) -> None:
+        """End all workers, those too that have not started."""
+        for seat in self._seats:
+            ray.kill(seat.worker)
+
+    def _left(self) -> int:
+        return sum(len(queue.jobs) for queue in self._queues)
+
+    def _give(self, seat: Seat) -> None:
+        """Give a worker a chunk: some batches, towards the end smaller ones, so that all are done at about one time."""
+        last = seat.last
+        queue = max((queue for queue in self._queues if queue.jobs), key=lambda queue: queue.nearness(last))
+        fair = math.ceil(self._left() / (IN_FLIGHT * len(self._seats)))
+        size = min(CHUNK_BATCHES * seat.batch_size, fair, len(queue.jobs))
+        jobs = [queue.jobs.popleft() for _ in range(size)]
+        ref = seat.worker.make.remote(queue.configuration, jobs)
+        self._errands[ref] = Errand(seat, seat.worker, queue, jobs)
+        seat.chunks += 1
+        seat.last = queue
+
+    def _fill(self, seat: Seat) -> None:
+        seat.worker, seat.started, seat.chunks, seat.last = self._hire(), False, 0, None
+        self._errands[seat.worker.hello.remote()] = Errand(seat, seat.worker)
+
+    def _replace(self, errand: Errand, error: RayError) -> None:
+        """Put a lost chunk back, and on the first one of a worker that died, have another take its place."""
+        if errand.queue:
+            errand.queue.jobs.extendleft(reversed(errand.jobs))
+        seat = errand.seat
+        if errand.worker is not seat.worker:
+            return
+        ray.kill(seat.worker)  # it may only have been out of reach
+        seat.deaths += 1
+        if seat.deaths == DEATHS:
+            raise _gave_up(_reason(error))
+        self._fill(seat)
+
+
+def _probe(address: str) -> None:
+    """Raise OSError or ValueError where nothing listens: Ray itself would try for minutes, then end the process."""
+    if address.startswith("ray://"):
+        raise ValueError("Ray's client protocol is not supported")
+    host, _, port = (services.canonicalize_bootstrap_address(address) or "").rpartition(":")
+    socket.create_connection((host, int(port)), PROBE_S).close()
+
+
+def _wait(refs: list[Any], timeout: float | None) -> Any:
+    """The first reference that is done; raises InputError when none is within ``timeout`` seconds."""
+    done, _ = ray.wait(refs, num_returns=1, timeout=timeout)
+    if not done:
+        raise InputError(f"no Ray worker could start within {timeout:.0f} s; see by `ray status` who uses the cluster, and "
+                         "run the same command again to go on")  # fmt: skip
+    return done[0]
+
+
+def _cause(error: RayTaskError) -> BaseException:
+    """What was raised in a worker, as it was raised there."""
+    cause = error.cause
+    if "failed to import on the worker" in str(cause):
+        last = str(cause).strip().splitlines()[-1]
+        return InputError(
+            f"a machine of the Ray cluster can't run hypersd-bench ({last}); install the same version there"
+        )
+    assert isinstance(cause, BaseException)
+    return cause
+
+
+def _reason(error: RayError) -> str:
+    """The line of Ray's answer that says why a worker died."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if "in its creation task" in lines[0]:
+        return lines[-1]  # of the traceback
+    dead = next((line for line in lines if line.startswith("The actor is dead because")), lines[0])
+    return dead.partition(" Some common causes")[0].removeprefix("The actor is dead because ")
+
+
+def _gave_up(reason: str) -> InputError:
+    return InputError(
+        f"Ray workers died {DEATHS} times in a row with nothing done in between ({reason}); if memory ran out take fewer "
+        "--workers or a smaller --batch-size. What is made is kept: run the same command again to go on"
+    )
+
+
+@contextmanager
+def _place_named() -> Iterator[None]:
+    """Have the line for the user say which machine it is about."""
+    try:
+        yield
+    except HypersdBenchError as error:
+        raise type(error)(f"{error} (on {platform.node()})") from error
