@@ -60,7 +60,7 @@ _SDXL: dict[str, Config] = {
     "text_encoder_2": _CLIP_BIG_G,
     "scheduler": _SCHEDULER,
 }  # fmt: skip
-KNOWN = {name: {"sd15": _SD15, "sdxl": _SDXL}[short] for short, hub in HUB_BASES.items() for name in (short, hub)}
+KNOWN = {name: parts for short, parts in (("sd15", _SD15), ("sdxl", _SDXL)) for name in (short, HUB_BASES[short])}
 
 
 @dataclass(frozen=True)

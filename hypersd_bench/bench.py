@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hypersd_bench.catalog.spec import ModelSpec
@@ -29,7 +28,7 @@ from hypersd_bench.pipelines import (
     weights_path,
     with_unet,
 )
-from hypersd_bench.sampling import read_safetensors_header, read_safetensors_metadata
+from hypersd_bench.sampling import read_safetensors_header
 
 
 class Bench:
@@ -100,7 +99,7 @@ class Bench:
             raise InputError(f"{model.name}: {path} changes the text encoder too, whose embeddings all models of a run "
                              "share; only LoRAs of the UNet can be compared")  # fmt: skip
         try:
-            base.load_lora_weights(_read_lora(path))
+            _load_lora(base, path)
             layers = {name: module for name, module in base.unet.named_modules() if isinstance(module, BaseTunerLayer)}
             if not layers:
                 raise ValueError("none of its tensors belongs to a layer of this UNet")
@@ -116,16 +115,16 @@ class Bench:
         base.unload_lora_weights()
 
 
-def _read_lora(path: Path) -> dict[str, Tensor]:
-    """A LoRA's tensors, from safetensors or from a pickle of plain tensors."""
+def _load_lora(base: Any, path: Path) -> None:
+    """Load a LoRA from safetensors, whose metadata may hold its alphas, or from a pickle of plain tensors."""
     if path.suffix == ".safetensors":
-        read_safetensors_metadata(path)
-        return load_file(path)
+        base.load_lora_weights(path.parent, weight_name=path.name, local_files_only=True)
+        return
     try:
-        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling can raise anything
         raise ValueError(f"not a pickle of plain tensors ({first_line(error)})") from error
-    return tensors
+    base.load_lora_weights(tensors)
 
 
 @torch.no_grad()

@@ -77,6 +77,8 @@ PROMPTS = {
 VERBS = {
     "demo": Verb("hypersd_bench.cli.demo:demo", "The whole story on the miniature: distil, benchmark, score, report."),
     "list": Verb("hypersd_bench.cli.list:list_command", "What there is: models, methods, metrics, prompts."),
+    "plan": Verb("hypersd_bench.cli.plan:plan", "What a spec will take before it is run: images, time, memory, disk."),
+    "fetch": Verb("hypersd_bench.cli.plan:fetch", "Download and check all that a spec needs, for a run offline."),
     "run": Verb("hypersd_bench.cli.run:run", "Generate, score and time what a spec names; resumable."),
     "score": Verb("hypersd_bench.cli.run:score", "Score a run's images again, or with more metrics."),
     "export": Verb("hypersd_bench.cli.run:export", "Write a run's images and scores as parquet or CSV."),

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -196,7 +196,7 @@ class _Measured:
         return int(mine[_nearest(mine, batch_size)]) if mine else None
 
 
-def _nearest(sizes: Any, wanted: int | None) -> int:
+def _nearest(sizes: Iterable[int], wanted: int | None) -> int:
     return max(sizes) if wanted is None else min(sizes, key=lambda size: abs(size - wanted))
 
 
@@ -295,7 +295,7 @@ def _timing_seconds(plan: Plan, todo: Sequence[Configuration], probed: Probed) -
     total = sum(probed.loads[pipeline] for pipeline in loaded)
     for c in todo:
         speed, text = probed.speeds[key_of(c)], probed.texts[c.pipeline, c.dtype]
-        batch = timing.batch_size * text + speed.batch_seconds(timing.batch_size, c.steps)
+        batch = timing.batch_size * text + speed.batch_seconds(timing.batch_size, c.steps, written=False)
         total += timing.rounds * (probed.seats[c.pipeline, c.dtype, c.model.kind] + (1 + timing.warmup) * batch)
         total += timing.repeats * batch
         if timing.throughput:
@@ -305,12 +305,12 @@ def _timing_seconds(plan: Plan, todo: Sequence[Configuration], probed: Probed) -
 
 def _throughput_seconds(speed: Speed, steps: int, first: int) -> float:
     """Seconds of trying larger batches, twice each, for as long as they gain."""
-    best = speed.batch_seconds(first, steps) / first
+    best = speed.batch_seconds(first, steps, written=False) / first
     total = 0.0
-    for size in (size for size in LARGER if first < size <= speed.batch_size):
+    for size in (size for size in LARGER if first < size <= speed.largest):
         if best * size > LONGEST:
             break
-        seconds = speed.batch_seconds(size, steps)
+        seconds = speed.batch_seconds(size, steps, written=False)
         total += 2 * seconds
         if best * size / seconds < GAIN:
             break

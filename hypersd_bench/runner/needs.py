@@ -7,8 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hypersd_bench import registry
 from hypersd_bench.catalog.local import weight_files
 from hypersd_bench.catalog.spec import HubWeights, ModelSpec
+from hypersd_bench.contracts import MetricContext
+from hypersd_bench.errors import InputError
 from hypersd_bench.hub import Holding, check_whole, look_up, resolved_commit
 from hypersd_bench.pipelines import base_folder, is_on_hub, weights_path
 from hypersd_bench.runner.plan import Configuration, Plan
@@ -97,11 +100,23 @@ def fetched(plan: Plan) -> list[Fetched]:
     return list(found.values())
 
 
+def unscorable(plan: Plan, context: MetricContext) -> dict[str, str]:
+    """The plan's metrics that can't be computed here, with the reason: each is built, and let go."""
+    found = {}
+    for info in plan.metrics:
+        try:
+            registry.resolve("metric", info.id)(context)
+        except InputError as error:
+            found[info.id] = str(error)
+    return found
+
+
 def pixels_of(pipeline: str) -> int:
     """Width and height of the pictures of a pipeline that is on this disk, from its configuration files."""
     folder = base_folder(pipeline)
     unet, vae = (json.loads((folder / part / "config.json").read_text()) for part in ("unet", "vae"))
-    return int(unet.get("sample_size") or 64) * 2 ** (len(vae["block_out_channels"]) - 1)
+    doublings = len(vae["block_out_channels"]) - 1
+    return int(unet.get("sample_size") or 64) * int(2**doublings)
 
 
 def _checked(name: str, path: Path, weights: Sequence[Path]) -> Fetched:

@@ -31,30 +31,37 @@ MOST_BATCHES = 5
 
 @dataclass(frozen=True)
 class BatchTime:
-    """What a batch of ``size`` images takes, in seconds: each step, and all the rest of it together."""
+    """What a batch of ``size`` images takes, in seconds: each step, the rest up to its pixels, and what writing adds."""
 
     size: int
     step: float
     rest: float
+    writing: float
+
+    def seconds(self, steps: int, written: bool) -> float:
+        """All of it together."""
+        return steps * self.step + self.rest + (self.writing if written else 0.0)
 
 
 @dataclass(frozen=True)
 class Speed:
     """What batches of one pipeline, precision and guidance take, from batches of a few sizes.
 
-    of: the configuration that was sampled. batch_size: the one that a run would use. peak_memory: bytes at that size:
-    of the device's tensors, on a CPU of the process; None where the kernel does not tell.
+    of: the configuration that was sampled. batch_size: the one that a run would use. largest: what memory holds.
+    peak_memory: bytes at ``batch_size``: of the device's tensors, on a CPU of the process; None where the kernel does
+    not tell.
     """
 
     of: str
     batch_size: int
+    largest: int
     batches: tuple[BatchTime, ...]
     peak_memory: int | None
 
-    def batch_seconds(self, size: int, steps: int) -> float:
+    def batch_seconds(self, size: int, steps: int, written: bool = True) -> float:
         """Seconds for a batch of ``size``: on a straight line through the sizes measured, or in proportion to one."""
         first, last = self.batches[0], self.batches[-1]
-        low, high = (steps * batch.step + batch.rest for batch in (first, last))
+        low, high = (batch.seconds(steps, written) for batch in (first, last))
         if first.size == last.size:
             return high * size / last.size
         return max(0.0, low + (high - low) * (size - first.size) / (last.size - first.size))
@@ -78,7 +85,7 @@ class ScoringTime:
 class Probed:
     """What was measured, in seconds.
 
-    loads: of a pipeline, by it and its precision. texts: of encoding a prompt, by the same. seats: of a checkpoint, by
+    loads: of a pipeline, by it and its precision, with what its first LoRA takes more than others. texts: of encoding a prompt, by the same. seats: of a checkpoint, by
     the same and its kind. speeds: by pipeline, precision and whether guidance doubles the batch. image_bytes: of a
     file, the mean, by pipeline. read: of reading an image. scoring: by metric; ``unscored`` are those that can't be
     computed, with the reason.
@@ -128,9 +135,17 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def _seat(maker: Maker, configuration: Configuration, found: Probed) -> None:
+    """Time the seating of a checkpoint. The first LoRA also has the weights kept that it changes: once a pipeline."""
     model, pipeline, dtype = configuration.model, configuration.pipeline, configuration.dtype
-    took = _seconds(lambda: maker.bench.seat(model, pipeline, dtype))
-    found.seats.setdefault((pipeline, dtype, model.kind), took)
+    key = (pipeline, dtype, model.kind)
+    first = _seconds(partial(maker.bench.seat, model, pipeline, dtype))
+    if key in found.seats:
+        return
+    found.seats[key] = first
+    if model.kind == "lora":
+        maker.bench.base(pipeline, dtype)
+        found.seats[key] = _seconds(partial(maker.bench.seat, model, pipeline, dtype))
+        found.loads[pipeline, dtype] += max(0.0, first - found.seats[key])
 
 
 def _sample(maker: Maker, among: Sequence[tuple[Configuration, int]], store: RunStore, found: Probed) -> None:
@@ -154,7 +169,11 @@ def _sample(maker: Maker, among: Sequence[tuple[Configuration, int]], store: Run
         size = min(maker.batch_size(example), most)  # on CUDA known only from the first image on
     peak = [row.value for row in peaks if row.name == "peak-memory"]
     found.speeds[key_of(example)] = Speed(
-        str(example), batches[-1].size, tuple(batches), int(peak[-1]) if peak else None
+        of=str(example),
+        batch_size=batches[-1].size,
+        largest=maker.batch_size(example),
+        batches=tuple(batches),
+        peak_memory=int(peak[-1]) if peak else None,
     )
     sizes = [(store.folder / row.file).stat().st_size for row in store.images() if row.model == example.label]
     found.image_bytes.setdefault(example.pipeline, sum(sizes) / len(sizes))
@@ -186,7 +205,8 @@ class _Timer:
         started = self._now()
         while not found or (self._now() - started < LEAST_SECONDS and len(found) < MOST_BATCHES):
             found.append(self._make(jobs))
-        return BatchTime(len(jobs), median(one.step for one in found), median(one.rest for one in found))
+        step, rest, writing = (median(getattr(one, name) for one in found) for name in ("step", "rest", "writing"))
+        return BatchTime(len(jobs), step, rest, writing)
 
     def _make(self, jobs: Sequence[Job]) -> BatchTime:
         pipe = self._maker.bench.seat(
@@ -209,8 +229,9 @@ class _Timer:
         recording = self._now() - written
         starts = self._steps
         step = (starts[-1] - starts[0]) / (len(starts) - 1) if len(starts) > 1 else ends[0] - starts[0]
-        whole = max(made - started, written - made) + recording  # files are written beside the next batch
-        return BatchTime(len(jobs), step, max(0.0, whole - len(starts) * step))
+        rest = made - started - len(starts) * step
+        beside = max(0.0, (written - made) - (made - started))  # files are written while the next batch is made
+        return BatchTime(len(jobs), step, max(0.0, rest), beside + recording)
 
     def _write(self, finished: Finished) -> ImageRow:
         write_bytes(self._store.folder / finished.row.file, finished.png)
@@ -256,13 +277,12 @@ def _scoring_time(metric: Any, load: float, images: Tensor, prompts: Sequence[st
             return ScoringTime(load, twice(lambda: metric.score_group(some, prompts[0])) / group)
         case "pair":
             return ScoringTime(load, twice(lambda: metric.score_pairs(images, images)) / count)
-        case "set":
-            image = twice(lambda: metric.features(images)) / count
-            features = metric.features(images if count > 1 else images.expand(2, -1, -1, -1))
-            distance = twice(lambda: metric.distance(features, features))
-            if plan.spec.reference:
-                return ScoringTime(load + image * _num_files(plan.spec.reference), image, distance)
-            return ScoringTime(load + _seconds(metric.reference), image, distance)
+    image = twice(lambda: metric.features(images)) / count
+    features = metric.features(images if count > 1 else images.expand(2, -1, -1, -1))
+    distance = twice(lambda: metric.distance(features, features))
+    if plan.spec.reference:  # maybe many: as many times an image
+        return ScoringTime(load + image * _num_files(plan.spec.reference), image, distance)
+    return ScoringTime(load + _seconds(metric.reference), image, distance)
 
 
 def _num_files(folder: Path) -> int:

@@ -39,9 +39,7 @@ from hypersd_bench.store import ImageRow, write_bytes
 
 CORES = 4  # of a CPU worker, where nobody says how many workers there shall be
 IN_FLIGHT = 2  # chunks a worker has: it denoises one while the other's pictures are coded and sent
-CHUNK_BATCHES = (
-    2  # a call costs milliseconds, so few are enough; a worker that dies loses at most IN_FLIGHT such chunks
-)
+CHUNK_BATCHES = 2  # a call costs milliseconds, so few do; whoever dies takes at most IN_FLIGHT such chunks along
 DEATHS = 3  # in a row at one place, and the run stops: whatever kills its workers will kill the next
 PROBE_S = 10  # for a cluster to answer
 START_S = 600  # for any worker to start, on a cluster that others use too
@@ -51,8 +49,8 @@ class RayEngine:
     """Workers of a Ray cluster, one for each GPU or for some CPU cores. Close it, or use it as a context.
 
     address: ``auto``, or host:port of a cluster that this machine is part of; None: a cluster of this machine alone,
-    which lives as long as the engine. workers: None for as many as there is room for. device: ``cuda`` or ``cpu``; None:
-    ``cuda`` where the cluster has a GPU. verbose: whether Ray and the workers may write to the screen.
+    which lives as long as the engine. workers: None for as many as there is room for. device: ``cuda`` or ``cpu``;
+    None: ``cuda`` where the cluster has a GPU. verbose: whether Ray and the workers may write to the screen.
     """
 
     def __init__(
@@ -107,9 +105,10 @@ class RayEngine:
 
         When it dies another one starts anew, and what is yielded then stands in place of what was yielded before.
         """
-        plan_there, reason = ray.put(plan) if self._room() else None, ""
+        cores = max(self._resource("CPU"))
+        plan_there, reason = ray.put(plan), ""
         for _ in range(DEATHS):
-            worker = self._hire(plan_there, max(self._resource("CPU")), 1)
+            worker = self._hire(plan_there, cores, 1)
             try:
                 _wait([worker.hello.remote()], START_S)
                 for ref in worker.timings.remote(todo):
@@ -140,8 +139,9 @@ class RayEngine:
             if self._address is None:
                 raise InputError(f"Ray can't start on this machine: {first_line(error)}") from error
             raise InputError(
-                f"no Ray cluster answers at {self._address} ({first_line(error)}); start one by `ray start --head`, join "
-                "it from this machine by `ray start --address HOST:PORT` and say --address auto, or leave --address out"
+                f"no Ray cluster answers at {self._address} ({first_line(error)}); start one with `ray start --head`, "
+                "and on its other machines `ray start --address HOST:PORT`, then say --address auto; or leave --address "
+                "out, for workers on this machine alone"
             ) from error
         # Ray prints what it thinks of a worker's death to stdout, where a summary in JSON may go; we say it ourselves
         ray._private.worker._worker_logs_enabled = self._verbose
@@ -153,7 +153,7 @@ class RayEngine:
         return [int(node["Resources"].get(name, 0)) for node in ray.nodes() if node["Alive"]]
 
     def _room(self) -> tuple[int, int]:
-        """How many workers there shall be, and each one's CPU cores; raises InputError for more than there is room for."""
+        """How many workers there shall be, and each one's CPU cores; raises InputError for too many."""
         if self.device == "cpu":
             return share_cores(self._resource("CPU"), self._workers)
         gpus = sum(self._resource("GPU"))
@@ -215,7 +215,7 @@ class Worker:
         """Return, once the worker has started."""
 
     def make(self, configuration: Configuration, jobs: Sequence[Job]) -> Made:
-        """Make a chunk's images. The next chunk, in another thread, has the device as soon as this one's is denoised."""
+        """Make a chunk's images. The next chunk, in another thread, has the device once this one is denoised."""
         with _place_named():
             with self.turn:
                 futures = self.maker.make(configuration, jobs, lambda finished: finished)
@@ -354,8 +354,8 @@ def _wait(refs: list[Any], timeout: float | None) -> Any:
     """The first reference that is done; raises InputError when none is within ``timeout`` seconds."""
     done, _ = ray.wait(refs, num_returns=1, timeout=timeout)
     if not done:
-        raise InputError(f"no Ray worker could start within {timeout:.0f} s; see by `ray status` who uses the cluster, and "
-                         "run the same command again to go on")  # fmt: skip
+        raise InputError(f"no Ray worker could start within {timeout:.0f} s; `ray status` says what the cluster is busy "
+                         "with; run the same command again to go on")  # fmt: skip
     return done[0]
 
 
@@ -364,9 +364,7 @@ def _cause(error: RayTaskError) -> BaseException:
     cause = error.cause
     if "failed to import on the worker" in str(cause):
         last = str(cause).strip().splitlines()[-1]
-        return InputError(
-            f"a machine of the Ray cluster can't run hypersd-bench ({last}); install the same version there"
-        )
+        return InputError(f"a machine of the Ray cluster can't run hypersd-bench ({last}); install this version there")
     assert isinstance(cause, BaseException)
     return cause
 
@@ -382,8 +380,8 @@ def _reason(error: RayError) -> str:
 
 def _gave_up(reason: str) -> InputError:
     return InputError(
-        f"Ray workers died {DEATHS} times in a row with nothing done in between ({reason}); if memory ran out take fewer "
-        "--workers or a smaller --batch-size. What is made is kept: run the same command again to go on"
+        f"Ray workers died {DEATHS} times in a row with nothing done in between ({reason}); if memory ran out, take "
+        "fewer --workers or a smaller --batch-size. What is made is kept: run the same command again to go on"
     )
 
 

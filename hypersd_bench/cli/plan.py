@@ -1,0 +1,139 @@
+"""Before a run: ``plan``, what it will take, and ``fetch``, all that it needs brought to this disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hypersd_bench.cli.run import read_spec, spec_options
+
+if TYPE_CHECKING:
+    from hypersd_bench.runner.forecast import Forecast
+    from hypersd_bench.runner.needs import Fetched
+
+GIB = 2**30
+HEADINGS = ("configuration", "images", "to make", "batch", "s/image", "time", "GiB", "from")
+
+
+@click.command()
+@spec_options
+@click.option("--probe/--no-probe", default=True, help="Make a few batches to measure what nothing else tells.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(spec: Path | None, probe: bool, as_json: bool, **flags: Any) -> None:
+    """Say what running SPEC (a YAML file) or the flags will take: images, time, memory, disk; nothing is downloaded."""
+    from hypersd_bench.runner.forecast import forecast
+
+    made, folder, device = read_spec(spec, flags)
+    found = forecast(made, folder, device, probe)
+    click.echo(json.dumps(found.to_json(), indent=2, sort_keys=True) if as_json else render(found))
+
+
+@click.command()
+@spec_options
+@click.option("--json", "as_json", is_flag=True, help="Print what is here as JSON.")
+def fetch(spec: Path | None, as_json: bool, **flags: Any) -> None:
+    """Bring all that SPEC (a YAML file) or the flags need to this disk and check it, for a run without network."""
+    from hypersd_bench.contracts import MetricContext
+    from hypersd_bench.runner.needs import fetched, unscorable
+    from hypersd_bench.runner.weights import bring
+    from hypersd_bench.store import RunStore
+
+    made, folder, device = read_spec(spec, flags)
+    begun = RunStore.open(folder) if (folder / "run.json").exists() else None
+    local, _ = bring(made, begun.manifest.get("pins") if begun else None)
+    here = fetched(local)
+    lacking = unscorable(made, MetricContext(device, made.spec.reference))
+    if as_json:
+        rows = [{**asdict(one), "path": str(one.path)} for one in here]
+        prompts = {"id": made.prompts.id, "count": len(made.prompts.prompts), "source": made.prompts.source}
+        click.echo(json.dumps({"weights": rows, "prompts": prompts, "not_scored": lacking}, indent=2, sort_keys=True))
+        return
+    for one in here:
+        click.echo(_fetched_line(one))
+    click.echo(f"{made.prompts.id}: {len(made.prompts.prompts)} prompts, {made.prompts.source}")
+    for metric, reason in lacking.items():
+        click.echo(f"not to be scored: {metric}: {reason}", err=True)
+    size = sum(one.size for one in here)
+    click.echo(f"All here and whole: {_bytes(size)}. Without network: HF_HUB_OFFLINE=1 hypersd-bench run ...")
+
+
+def render(found: Forecast) -> str:
+    """A forecast as plain text."""
+    import io
+
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("configuration", "from") else "right")
+    for row in found.configurations:
+        table.add_row(
+            row.name, f"{row.images:,}", f"{row.missing:,}", "?" if row.batch_size is None else str(row.batch_size),
+            "?" if row.seconds_per_image is None else f"{row.seconds_per_image:.3g}", _duration(row.seconds),
+            "?" if row.peak_memory is None else f"{row.peak_memory / GIB:.2f}", row.source,
+        )  # fmt: skip
+    out = io.StringIO()
+    console = Console(file=out, width=120, color_system=None)
+    tell = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    tell(_images_line(found))
+    prompts = found.prompts
+    cut = "" if prompts["count"] == prompts["of"] else f" of {prompts['of']:,} ({prompts['selection']})"
+    tell(f"prompts: {prompts['id']}, {prompts['count']:,}{cut}; licence: {prompts['license'] or 'unstated'}")
+    for need in found.needs:
+        tell(f"weights: {need.name}: {_need(need.size, need.lacking)}")
+    console.print(table)
+    tell("GiB: the most memory " + ("of the process" if found.device == "cpu" else "of the device's tensors"))
+    parts = ", ".join(f"{p.name} {_duration(p.seconds)}{f' ({p.note})' if p.note else ''}" for p in found.phases)
+    tell(f"time: {_duration(found.seconds)} on {found.device}: {parts}")
+    disk = found.disk
+    tell(f"disk: {_bytes(disk.images)} of images ({_bytes(disk.image)} each, {disk.source}), {_bytes(disk.weights)} of "
+         f"weights to come; {_bytes(disk.free_for_images)} free")  # fmt: skip
+    for note in found.notes:
+        tell(f"note: {note}")
+    for warning in found.warnings:
+        tell(f"WARNING: {warning}")
+    return out.getvalue().rstrip()
+
+
+def _images_line(found: Forecast) -> str:
+    count = f"{found.images:,} images: {len(found.configurations)} configurations x {found.prompts['count']:,} prompts"
+    here = found.images - found.missing
+    return (
+        f"{count} x {found.replicates}; {here:,} of them are in {found.run}"
+        if here
+        else f"{count} x {found.replicates}"
+    )
+
+
+def _need(size: int | None, lacking: int | None) -> str:
+    if lacking is None:
+        return "to be downloaded, size unknown" if size is None else _bytes(size)
+    return f"{_bytes(size)}, here" if lacking == 0 else f"{_bytes(size)}, {_bytes(lacking)} to be downloaded"
+
+
+def _fetched_line(one: Fetched) -> str:
+    commit = f" at commit {one.commit}" if one.commit else ""
+    return f"{one.name}: {_bytes(one.size)}{commit}, {len(one.files)} weight files whole, in {one.path}"
+
+
+def _bytes(count: float | None) -> str:
+    if count is None:
+        return "?"
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"

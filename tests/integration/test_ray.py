@@ -1,0 +1,234 @@
+"""The same plan over Ray workers: the pictures of one process, and nothing lost or doubled when workers die."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from hypersd_bench.errors import InputError
+from hypersd_bench.runner.benchmark import run_benchmark
+from hypersd_bench.runner.generate import LocalEngine, generate, missing
+from hypersd_bench.runner.manifest import manifest
+from hypersd_bench.runner.plan import Plan, make_plan
+from hypersd_bench.runner.spec import load_spec
+from hypersd_bench.sampling import METADATA_KEY, lcm
+from hypersd_bench.store import ImageRow, RunStore
+from tests.tiny_base import make_tiny_base
+
+ray = pytest.importorskip("ray")
+
+from hypersd_bench.runner.ray_engine import DEATHS, RayEngine, share_cores  # noqa: E402
+
+PROMPTS = ["a fox on a blue background", "a car left of a tree on a pink background", "a pizza on a gray background"]
+BATCH = 2
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_base(tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Two cores of this machine; engines find it and leave it as it is."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    yield
+    ray.shutdown()
+
+
+def plan_for(base: Path, folder: Path, **changes: object) -> Plan:
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    raw: dict[str, object] = {"base": str(base), "models": ["teacher"], "steps": [1, 2], "prompts": "prompts.txt",
+                              "replicates": 4, "batch_size": BATCH}  # fmt: skip
+    spec = load_spec(None, raw | changes)
+    return make_plan(spec if "timing" in changes else spec.model_copy(update={"timing": None}), folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    store, _ = run_benchmark(plan_for(base, folder), folder / "run", "cpu")
+    return store
+
+
+def told(row: ImageRow) -> tuple[object, ...]:
+    """All of a row but what rounding may change, and its number."""
+    return (*row.key, row.prompt, row.seed, row.file, row.checkpoint, row.defect)
+
+
+def assert_same_run(store: RunStore, other: RunStore) -> None:
+    """The same images, each once, within a rounding step: float sums differ between batch shapes."""
+    assert [told(row) for row in store.images()] == [told(row) for row in other.images()]
+    files = {row.file for row in store.images()}
+    assert {str(p.relative_to(store.folder)) for p in store.folder.rglob("*.png")} == files
+    for file in files:
+        a, b = (np.asarray(Image.open(run.folder / file), int) for run in (store, other))
+        assert np.abs(a - b).max() <= 1
+
+
+def workers_here() -> list[psutil.Process]:
+    """The cluster's worker processes that have a Worker of ours in them; Ray names them in their title."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if title.startswith("ray::Worker"):
+            found.append(process)
+    return found
+
+
+class Watched(RayEngine):
+    """Tells which processes made a run, and kills those that have it after its first images."""
+
+    def __init__(self, kill: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.kill = kill
+        self.seen: set[int] = set()
+        self.killed: set[int] = set()
+
+    def images(self, plan: Plan, work: Any, folder: Path) -> Iterator[list[ImageRow]]:
+        count = 0
+        for rows in super().images(plan, work, folder):
+            count += len(rows)
+            yield rows
+            here = workers_here()
+            self.seen |= {process.pid for process in here}
+            if self.kill and not self.killed:
+                assert count < plan.num_images // 2, "there is nothing left to disturb"
+                self.killed = {process.pid for process in here}
+                for process in here:
+                    process.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_two_workers_make_the_run_of_one_process(base: Path, tmp_path: Path, undisturbed: RunStore) -> None:
+    engine = Watched(workers=2)
+    assert engine.device == "cpu"
+    store, _ = run_benchmark(plan_for(base, tmp_path), tmp_path / "run", "cpu", engine)
+    assert_same_run(store, undisturbed)
+    assert len(engine.seen) == 2
+    engine.close()
+    assert ray.is_initialized()  # not ours to end
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_killed_midway_are_replaced_and_nothing_is_lost_or_doubled(
+    base: Path, tmp_path: Path, undisturbed: RunStore
+) -> None:
+    plan = plan_for(base, tmp_path)
+    work = missing(plan, RunStore.create(tmp_path / "run", manifest(plan, "cpu", tmp_path / "run")))
+    engine = Watched(kill=True, workers=2)
+    rows = [row for rows in engine.images(plan, work, tmp_path / "run") for row in rows]
+    assert len(engine.killed) == 2
+    assert engine.seen - engine.killed  # whoever made the rest
+    assert len(rows) == len({row.key for row in rows}) == plan.num_images  # before the ledger could sort it out
+    store = RunStore.open(tmp_path / "run")
+    store.record_images(rows)
+    assert_same_run(store, undisturbed)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_run_begun_by_one_process_goes_on_over_ray(base: Path, tmp_path: Path, undisturbed: RunStore) -> None:
+    timing = {"repeats": 2, "warmup": 0, "rounds": 1, "throughput": False}
+    half = plan_for(base, tmp_path, steps=[1])
+    run_benchmark(half, tmp_path / "run", "cpu", LocalEngine("cpu"))
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.png")}
+    assert len(times) == half.num_images
+    store, _ = run_benchmark(plan_for(base, tmp_path, timing=timing), tmp_path / "run", "cpu", RayEngine(workers=1))
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert_same_run(store, undisturbed)
+    assert {(row.steps, row.repeat, row.device) for row in store.timings()} == {
+        (steps, repeat, "cpu") for steps in (1, 2) for repeat in (0, 1)
+    }
+    machine = store.manifest["timing"]
+    assert machine["before"]["time"] < machine["after"]["time"]
+    assert machine["before"]["cpu"]["torch_threads"] == 2  # a worker's, which has all of the cluster's cores
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_does_not_fit_in_a_worker_is_one_line(base: Path, tmp_path: Path) -> None:
+    lora = tmp_path / "other.safetensors"
+    weight = {f"unet.no.such.layer.lora_{side}.weight": torch.zeros(4, 4) for side in "AB"}
+    save_file(weight, lora, {METADATA_KEY: lcm((1,)).to_json()})
+    plan = plan_for(base, tmp_path, models=[str(lora)], steps=[1])
+    with pytest.raises(InputError, match=rf"other\.safetensors does not fit.* \(on {platform.node()}\)$") as caught:
+        run_benchmark(plan, tmp_path / "run", "cpu", RayEngine(workers=1))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.png"))
+
+
+class Deadly:
+    """Ends whatever process unpickles it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_plan_that_kills_every_worker_stops_the_run(base: Path, tmp_path: Path) -> None:
+    plan: Any = replace(plan_for(base, tmp_path), contrasts=(Deadly(),))
+    store = RunStore.create(tmp_path / "run", {})
+    with pytest.raises(InputError, match=rf"died {DEATHS} times in a row .*worker process has died.*go on$"):
+        generate(plan, store, RayEngine(workers=1))
+    assert store.images() == []
+
+
+@pytest.mark.usefixtures("cluster")
+def test_more_workers_than_the_cluster_has_room_for_are_refused() -> None:
+    with pytest.raises(InputError, match="2 CPU cores, too few for 3 workers"):
+        next(RayEngine(workers=3).images(None, [], Path()))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="has 0 GPUs"):
+        next(RayEngine(device="cuda").images(None, [], Path()))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="'cuda:1'"):
+        RayEngine(device="cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "shared"),
+    [
+        ([16, 8], None, (6, 4)),
+        ([2], None, (1, 2)),
+        ([6, 6], None, (2, 4)),  # a worker is never of two machines
+        ([6, 6], 3, (3, 3)),
+        ([16], 1, (1, 16)),
+        ([2, 2], 4, (4, 1)),
+    ],
+)
+def test_cores_are_shared_among_workers(cores: list[int], workers: int | None, shared: tuple[int, int]) -> None:
+    assert share_cores(cores, workers) == shared
+
+
+def test_no_core_is_no_worker() -> None:
+    with pytest.raises(InputError, match="0 CPU cores"):
+        share_cores([0], None)
+
+
+@pytest.mark.parametrize("address", ["closed", "nonsense", "ray://127.0.0.1:10001"])
+def test_a_cluster_that_is_not_there_is_one_line(address: str) -> None:
+    """In a process of its own: this one may be in a cluster already."""
+    if address == "closed":
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            address = f"127.0.0.1:{server.getsockname()[1]}"
+    code = "import sys; from hypersd_bench.runner.ray_engine import RayEngine; RayEngine(sys.argv[1]).device"
+    done = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, timeout=120)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"hypersd_bench.errors.InputError: no Ray cluster answers at {address} (")
+    assert "`ray start --head`" in last
