@@ -46,7 +46,7 @@ from hypersd_bench.seeding import image_seed
 from tests.published_hub import ENTRIES, lora_updates, runs_in
 
 PROMPTS = ("a fox on a blue background", "a car left of a tree on a pink background")
-COMPARED_STEPS = 8  # pictures of more steps, which take most of the time, are not compared with the bare pipeline's
+COMPARED_STEPS = 16  # pictures of more steps, which take most of the time, are not compared with the bare pipeline's
 SEEDS = [image_seed(0, str(i), 0) for i in range(len(PROMPTS))]
 
 

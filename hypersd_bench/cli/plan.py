@@ -85,8 +85,11 @@ def render(found: Forecast) -> str:
     prompts = found.prompts
     cut = "" if prompts["count"] == prompts["of"] else f" of {prompts['of']:,} ({prompts['selection']})"
     tell(f"prompts: {prompts['id']}, {prompts['count']:,}{cut}; licence: {prompts['license'] or 'unstated'}")
+    here = [need for need in found.needs if need.here]
+    tell(f"weights: {len(here)} of {len(found.needs)} here, {_bytes(sum(need.size or 0 for need in here))}")
     for need in found.needs:
-        tell(f"weights: {need.name}: {_need(need.size, need.lacking)}")
+        if not need.here:
+            tell(f"to be downloaded: {need.name}: {'size unknown' if need.lacking is None else _bytes(need.lacking)}")
     console.print(table)
     tell("GiB: the most memory " + ("of the process" if found.device == "cpu" else "of the device's tensors"))
     parts = ", ".join(f"{p.name} {_duration(p.seconds)}{f' ({p.note})' if p.note else ''}" for p in found.phases)
@@ -111,15 +114,11 @@ def _images_line(found: Forecast) -> str:
     )
 
 
-def _need(size: int | None, lacking: int | None) -> str:
-    if lacking is None:
-        return "to be downloaded, size unknown" if size is None else _bytes(size)
-    return f"{_bytes(size)}, here" if lacking == 0 else f"{_bytes(size)}, {_bytes(lacking)} to be downloaded"
-
-
 def _fetched_line(one: Fetched) -> str:
     commit = f" at commit {one.commit}" if one.commit else ""
-    return f"{one.name}: {_bytes(one.size)}{commit}, {len(one.files)} weight files whole, in {one.path}"
+    where = "" if one.name == str(one.path) else f", in {one.path}"
+    files = "1 weight file" if len(one.files) == 1 else f"{len(one.files)} weight files"
+    return f"{one.name}: {_bytes(one.size)}{commit}, {files} whole{where}"
 
 
 def _bytes(count: float | None) -> str:
@@ -136,4 +135,4 @@ def _duration(seconds: float | None) -> str:
         return "?"
     if seconds < 60:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"

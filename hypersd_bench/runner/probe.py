@@ -31,7 +31,7 @@ MOST_BATCHES = 5
 
 @dataclass(frozen=True)
 class BatchTime:
-    """What a batch of ``size`` images takes, in seconds: each step, the rest up to its pixels, and what writing adds."""
+    """Seconds that a batch of ``size`` images takes: each step, the rest up to its pixels, and what writing adds."""
 
     size: int
     step: float
@@ -85,10 +85,10 @@ class ScoringTime:
 class Probed:
     """What was measured, in seconds.
 
-    loads: of a pipeline, by it and its precision, with what its first LoRA takes more than others. texts: of encoding a prompt, by the same. seats: of a checkpoint, by
-    the same and its kind. speeds: by pipeline, precision and whether guidance doubles the batch. image_bytes: of a
-    file, the mean, by pipeline. read: of reading an image. scoring: by metric; ``unscored`` are those that can't be
-    computed, with the reason.
+    loads: of a pipeline, by it and its precision, with what its first LoRA takes more than others. texts: of encoding
+    a prompt, by the same. seats: of a checkpoint, by the same and its kind. speeds: by pipeline, precision and whether
+    guidance doubles the batch. image_bytes: of a file, the mean, by pipeline. read: of reading an image. scoring: by
+    metric; ``unscored`` are those that can't be computed, with the reason.
     """
 
     loads: dict[tuple[str, str], float] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
 from peft import LoraConfig
@@ -164,7 +165,7 @@ def fuse(pipe: Any, sampled: Sampled, name: str) -> None:
 
 def load_unet(pipe: Any, sampled: Sampled, name: str) -> None:
     path = Path(sampled.of(entry(name))[0][1]["weights"])
-    pipe.unet.load_state_dict(load_file(path) if path.suffix == ".safetensors" else torch.load(path))
+    pipe.unet.load_state_dict(load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True))
 
 
 def off(sampled: Sampled, name: str, pipe: Any, steps: int, **options: Any) -> float:
