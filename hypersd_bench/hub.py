@@ -124,27 +124,33 @@ def _patterns(subfolder: str, allow: Sequence[str] = FILES, ignore: Sequence[str
     return {"allow_patterns": [prefix + name for name in allow], "ignore_patterns": list(ignore)}
 
 
-def look_up(repo: str, revision: str = "main", file: str = "", is_folder: bool = False) -> Holding:
-    """Look what of a file (``fetch_file``) or a folder (``fetch_folder``) is here; nothing is downloaded."""
+def look_up(
+    repo: str, revision: str = "main", file: str = "", is_folder: bool = False, unreachable: str = ""
+) -> Holding:
+    """Look what of a file (``fetch_file``) or a folder (``fetch_folder``) is here; nothing is downloaded.
+
+    unreachable: why the hub is not to be asked, where that is known (``hub_status``).
+    """
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    wanted = _ask(repo, revision, file)
     download: Callable[..., Any] = (
         partial(snapshot_download, repo, revision=revision, **_patterns(file))
         if is_folder
         else partial(hf_hub_download, repo, file, revision=revision)
     )
-    fault = wanted.fault
-    if fault is None:
+    problem = unreachable
+    if not unreachable:
+        wanted = _ask(repo, revision, file)
         try:
+            if wanted.fault:
+                raise wanted.fault
             found = _patiently(partial(download, dry_run=True))
             files = found if is_folder else [found]
             lacking = sum(one.file_size or 0 for one in files if one.will_download)
             commit = next((one.commit_hash for one in files), "")
             return Holding(commit, sum(one.file_size or 0 for one in files), lacking)
         except (_http_error(), OSError, ValueError, KeyError) as error:
-            fault = error
-    problem = str(_explained(fault, wanted) or _first_line(fault))
+            problem = str(_explained(error, wanted) or _first_line(error))
     try:
         path = Path(download(local_files_only=True))
     except (_http_error(), OSError, ValueError, KeyError):

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -71,9 +72,16 @@ def base_folder(base: str) -> Path:
     missing = [name for name in COMPONENTS[_pipeline_class(base, index)] if not (folder / name).is_dir()]
     if missing:
         raise InputError(f"base {base!r} is incomplete: {folder} lacks {', '.join(missing)}")
-    for weights in sorted(folder.glob("*/*.safetensors")):
+    for weights in pipeline_weights(base, folder):
         read_safetensors_metadata(weights)  # a truncated file is named here, not deep inside a loader
     return folder
+
+
+def pipeline_weights(base: str, folder: Path) -> list[Path]:
+    """The weight files that are loaded from a pipeline's folder; others may lie there, of other precisions say."""
+    parts = COMPONENTS[_pipeline_class(base, folder / "model_index.json")]
+    files = (file for part in parts for file in sorted((folder / part).glob("*.safetensors")))
+    return [file for file in files if not any(fnmatch(file.name, pattern) for pattern in IGNORED)]
 
 
 @cache

@@ -225,7 +225,7 @@ def _models(manifest: Mapping[str, Any], images: Sequence[ImageRow]) -> tuple[Mo
                 trained_on=tuple(entry.get("trained_on", ())),
                 license=entry.get("license") or "",
                 checkpoints=_checkpoints(entry.get("checkpoints", {})),
-                sampler=_sampler(entry.get("contract")),
+                sampler=_samplers(entry),
                 is_reference=is_reference,
                 colour=REFERENCE_COLOUR if is_reference else COLOURS[num_competing % len(COLOURS)],
                 shape=SHAPES[0] if is_reference else SHAPES[num_competing % len(SHAPES)],
@@ -253,10 +253,19 @@ def _checkpoints(by_steps: Mapping[str, Mapping[str, str]]) -> tuple[Checkpoint,
     return tuple(sorted(found, key=lambda checkpoint: checkpoint.steps))
 
 
-def _sampler(contract: Mapping[str, Any] | None) -> str:
+def _samplers(entry: Mapping[str, Any]) -> str:
+    """Say a model's contracts in a few words; where they differ, with their step counts."""
+    contracts = entry.get("contracts") or {"": entry.get("contract") or {}}  # runs of old have one for all
+    steps: dict[str, list[str]] = defaultdict(list)
+    for count, contract in contracts.items():
+        steps[_sampler(contract)].append(count)
+    if len(steps) == 1:
+        return next(iter(steps))
+    return "; ".join(f"{sampler} (steps: {', '.join(counts)})" for sampler, counts in steps.items())
+
+
+def _sampler(contract: Mapping[str, Any]) -> str:
     """Say a contract in a few words: scheduler, guidance, eta."""
-    if not contract:
-        return ""
     words = [str(contract.get("scheduler", "")).removesuffix("Scheduler")]
     if (contract.get("guidance_scale") or 0) > 1:
         words.append(f"guidance {contract['guidance_scale']:g}")

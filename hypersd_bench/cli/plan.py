@@ -92,8 +92,9 @@ def render(found: Forecast) -> str:
             tell(f"to be downloaded: {need.name}: {'size unknown' if need.lacking is None else _bytes(need.lacking)}")
     console.print(table)
     tell("GiB: the most memory " + ("of the process" if found.device == "cpu" else "of the device's tensors"))
-    parts = ", ".join(f"{p.name} {_duration(p.seconds)}{f' ({p.note})' if p.note else ''}" for p in found.phases)
-    tell(f"time: {_duration(found.seconds)} on {found.device}: {parts}")
+    tell(_time_line(found))
+    for why in dict.fromkeys(phase.note for phase in found.phases if phase.note):
+        tell(f"      {', '.join(phase.name for phase in found.phases if phase.note == why)}: {why}")
     disk = found.disk
     tell(f"disk: {_bytes(disk.images)} of images ({_bytes(disk.image)} each, {disk.source}), {_bytes(disk.weights)} of "
          f"weights to come; {_bytes(disk.free_for_images)} free")  # fmt: skip
@@ -112,6 +113,14 @@ def _images_line(found: Forecast) -> str:
         if here
         else f"{count} x {found.replicates}"
     )
+
+
+def _time_line(found: Forecast) -> str:
+    known = [f"{phase.name} {_duration(phase.seconds)}" for phase in found.phases if phase.seconds is not None]
+    if found.seconds is None:
+        return f"time: unknown on {found.device}"
+    least = "at least " if len(known) < len(found.phases) else ""
+    return f"time: {least}{_duration(found.seconds)} on {found.device}: {', '.join(known)}"
 
 
 def _fetched_line(one: Fetched) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hypersd_bench.cli.quiet import debugging
 from hypersd_bench.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,20 +57,20 @@ def spec_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def read_spec(spec: Path | None, flags: dict[str, Any]) -> tuple[Plan, Path, str]:
-    """A spec and the flags laid over it: the plan, the run directory, and the device."""
+def read_spec(spec: Path | None, flags: dict[str, Any], device: str | None = None) -> tuple[Plan, Path, str]:
+    """A spec and the flags laid over it: the plan, the run directory, and the device (None: the flags' or the best)."""
     from hypersd_bench.runner.benchmark import choose_device
     from hypersd_bench.runner.plan import make_plan
     from hypersd_bench.runner.spec import add_models, load_spec
 
-    out, device, no_timing = flags.pop("out"), flags.pop("device"), flags.pop("no_timing")
+    out, asked, no_timing = flags.pop("out"), flags.pop("device"), flags.pop("no_timing")
     more, contract = flags.pop("model"), flags.pop("contract")
     for name in ("models", "steps", "metrics"):
         flags[name] = split_names(flags[name])
     resolved = load_spec(spec, add_models(spec, flags, more, contract))
     if no_timing:
         resolved = resolved.model_copy(update={"timing": None})
-    chosen = choose_device(device)
+    chosen = device or choose_device(asked)
     plan = make_plan(resolved, spec.parent if spec else Path(), chosen)
     return plan, out or resolved.out or Path("runs") / (resolved.name or (spec.stem if spec else "run")), chosen
 
@@ -88,19 +89,20 @@ def read_spec(spec: Path | None, flags: dict[str, Any]) -> tuple[Plan, Path, str
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def run(spec: Path | None, engine: str, address: str | None, workers: int | None, as_json: bool, **flags: Any) -> None:
     """Generate, score and time what SPEC (a YAML file) or the flags name. Started again, it goes on."""
-    from hypersd_bench.runner.benchmark import run_benchmark
+    from hypersd_bench.runner.benchmark import choose_device, run_benchmark
     from hypersd_bench.runner.doubtful import doubtful_images
-    from hypersd_bench.runner.generate import LocalEngine
 
-    if engine == "local" and (address or workers):
-        raise InputError("--address and --workers are of --engine ray; add it, or leave them out")
-    plan, folder, device = read_spec(spec, flags)
     if engine == "ray":
         from hypersd_bench.runner.ray_engine import RayEngine
 
-        store, failed = run_benchmark(plan, folder, device, RayEngine(address, workers))
+        with RayEngine(address, workers, flags["device"], verbose=debugging()) as cluster:
+            plan, folder, device = read_spec(spec, flags, cluster.device)
+            store, failed = run_benchmark(plan, folder, choose_device(None), cluster)
+    elif address or workers:
+        raise InputError("--address and --workers are of --engine ray; add it, or leave them out")
     else:
-        store, failed = run_benchmark(plan, folder, device, LocalEngine(device))
+        plan, folder, device = read_spec(spec, flags)
+        store, failed = run_benchmark(plan, folder, device)
     for metric, reason in failed.items():
         click.echo(f"not scored: {metric}: {reason}", err=True)
     rows = doubtful_images(store)

@@ -10,7 +10,7 @@ from hypersd_bench.errors import InputError
 from hypersd_bench.host import keep_freed_memory
 from hypersd_bench.runner.generate import Engine, LocalEngine, generate
 from hypersd_bench.runner.manifest import extended, manifest
-from hypersd_bench.runner.plan import Plan
+from hypersd_bench.runner.plan import Plan, require_device
 from hypersd_bench.runner.score import score_run
 from hypersd_bench.runner.timing import time_run
 from hypersd_bench.runner.truncation import count_truncated
@@ -19,7 +19,12 @@ from hypersd_bench.store import RunStore, write_json
 
 
 def run_benchmark(plan: Plan, out: Path, device: str, engine: Engine | None = None) -> tuple[RunStore, dict[str, str]]:
-    """Run a plan into a run directory; returns it, and the metrics that could not be computed with the reason."""
+    """Run a plan into a run directory; returns it, and the metrics that could not be computed with the reason.
+
+    device: where metrics are computed, and the images too where no engine says otherwise.
+    """
+    engine = engine or LocalEngine(device)
+    require_device(plan, engine.device)
     keep_freed_memory()
     begun = RunStore.open(out) if (out / "run.json").exists() else None
     plan, pins = bring(plan, begun.manifest.get("pins") if begun else None)
@@ -29,7 +34,6 @@ def run_benchmark(plan: Plan, out: Path, device: str, engine: Engine | None = No
     if begun:
         store.manifest = extended(begun, wanted, plan)
         write_json(out / "run.json", store.manifest)
-    engine = engine or LocalEngine(device)
     generate(plan, store, engine)
     time_run(plan, store, engine)
     failed = score_run(store, [info.id for info in plan.metrics], MetricContext(device, plan.spec.reference))

@@ -389,9 +389,7 @@ def _image_bytes(
 
 def _warnings(plan: Plan, needs: Sequence[Need], rows: Sequence[ConfigurationForecast], disk: Disk) -> Iterator[str]:
     """What would spoil the run, or its result."""
-    for need in needs:
-        if need.problem:
-            yield f"{need.name}: {need.problem}"
+    yield from dict.fromkeys(need.problem for need in needs if need.problem)
     yield from _too_full(disk)
     sizes = {row.name: row.pixels for row in rows if row.pixels}
     if len(set(sizes.values())) > 1:

@@ -22,6 +22,11 @@ Work = Sequence[tuple[Configuration, Sequence[Job]]]
 class Engine(Protocol):
     """Where a plan's images are made and its configurations timed."""
 
+    @property
+    def device(self) -> str:
+        """What the images are made on: ``cpu``, ``cuda``, ``cuda:1``."""
+        ...
+
     def images(self, plan: Plan, work: Work, folder: Path) -> Iterator[list[ImageRow]]:
         """Make images; yields the rows of those whose files are complete in ``folder``, in any order."""
         ...

@@ -16,7 +16,7 @@ from hypersd_bench.catalog.local import weight_files
 from hypersd_bench.catalog.spec import HubWeights, ModelSpec
 from hypersd_bench.errors import InputError
 from hypersd_bench.hub import check_whole, resolved_commit
-from hypersd_bench.pipelines import base_folder, weights_path
+from hypersd_bench.pipelines import base_folder, pipeline_weights, weights_path
 from hypersd_bench.runner.plan import Configuration, Plan
 from hypersd_bench.store import RunStore
 
@@ -84,12 +84,10 @@ def _merged_models(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list
     for model in new:
         before = merged.get(model["name"])
         if before:
-            contract = {**model["contract"],
-                        "timesteps": {**before["contract"]["timesteps"], **model["contract"]["timesteps"]}}  # fmt: skip
             model = {
                 **model,
                 "steps": sorted({*before["steps"], *model["steps"]}),
-                "contract": contract,
+                "contracts": {**before["contracts"], **model["contracts"]},
                 "checkpoints": {**before["checkpoints"], **model["checkpoints"]},
                 "breaches": list(dict.fromkeys([*before["breaches"], *model["breaches"]])),
             }
@@ -99,31 +97,35 @@ def _merged_models(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list
 
 def _configuration(configuration: Configuration, pipeline_hash: str) -> dict[str, Any]:
     """What decides a configuration's pictures, apart from prompt and noise, and the hash of it."""
-    contract, steps = configuration.model.contract, configuration.steps
-    sampler = replace(contract, timesteps={steps: contract.timesteps[steps]}).to_json()
     decisive = {
         "weights": _checkpoint(configuration.model)["sha256"],
         "pipeline": pipeline_hash,
-        "sampler": json.loads(sampler),
+        "sampler": _sampler(configuration),
         "precision": configuration.dtype,
     }
     fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     return {**decisive, "fingerprint": fingerprint}
 
 
+def _sampler(configuration: Configuration) -> dict[str, Any]:
+    """The contract as used, at its one step count."""
+    contract, steps = configuration.model.contract, configuration.steps
+    used: dict[str, Any] = json.loads(replace(contract, timesteps={steps: contract.timesteps[steps]}).to_json())
+    return used
+
+
 def _describe(plan: Plan, label: str, out: Path) -> dict[str, Any]:
     """A model as reports know it: all of its step counts together."""
     mine = [c for c in plan.configurations if c.label == label]
     first = mine[0].model
-    timesteps = {str(c.steps): c.model.contract.timesteps[c.steps] for c in mine}
     training = next((c.model.training for c in mine if c.model.training), None)
     return {
         "name": label,
         "label": label,
         "family": first.family,
         "steps": sorted({c.steps for c in mine}),
-        "contract": {**asdict(first.contract), "timesteps": timesteps},
         "checkpoints": {str(c.steps): {**_checkpoint(c.model), "card": dict(c.model.card)} for c in mine},
+        "contracts": {str(c.steps): _sampler(c) for c in mine},
         "pipeline": mine[0].pipeline,
         "license": first.license,
         "trained_on": sorted({metric for c in mine for metric in c.model.trained_on}),
@@ -175,8 +177,8 @@ def _checkpoint(model: ModelSpec) -> dict[str, str]:
 
 
 def _pipeline_hash(pipeline: str) -> str:
-    """The hash of all weights of a pipeline folder."""
-    return _combined_hash(sorted(base_folder(pipeline).rglob("*.safetensors")))
+    """The hash of all weights of a pipeline."""
+    return _combined_hash(pipeline_weights(pipeline, base_folder(pipeline)))
 
 
 def _combined_hash(files: Sequence[Path]) -> str:

@@ -12,7 +12,7 @@ from hypersd_bench.catalog.local import weight_files
 from hypersd_bench.catalog.spec import HubWeights, ModelSpec
 from hypersd_bench.contracts import MetricContext
 from hypersd_bench.errors import InputError
-from hypersd_bench.hub import Holding, check_whole, look_up, resolved_commit
+from hypersd_bench.hub import check_whole, hub_status, look_up, resolved_commit
 from hypersd_bench.pipelines import base_folder, is_on_hub, weights_path
 from hypersd_bench.runner.plan import Configuration, Plan
 
@@ -53,20 +53,23 @@ def needs_of(plan: Plan, pins: Mapping[str, str]) -> tuple[Need, ...]:
 
     pins: the commits that a run has begun with (``runner.weights``).
     """
-    found: dict[str, Need] = {}
-    for configuration in plan.configurations:
-        for name, hub, paths in _parts(configuration):
-            if name in found:
-                continue
-            if hub is None:
-                found[name] = Need(name=name, size=sum(path.stat().st_size for path in paths), lacking=0)
-                continue
-            revision = pins.get(f"{hub.repo}@{hub.revision}", hub.revision)
-            held: Holding = look_up(hub.repo, revision, hub.file, hub.is_folder)
-            found[name] = Need(
-                name=name, size=held.size, lacking=held.lacking, commit=held.commit, problem=held.problem
-            )
-    return tuple(found.values())
+    parts = {name: (hub, paths) for c in plan.configurations for name, hub, paths in _parts(c)}
+    unreachable = _unreachable() if any(hub for hub, _ in parts.values()) else ""
+    found = []
+    for name, (hub, paths) in parts.items():
+        if hub is None:
+            found.append(Need(name=name, size=sum(path.stat().st_size for path in paths), lacking=0))
+            continue
+        revision = pins.get(f"{hub.repo}@{hub.revision}", hub.revision)
+        held = look_up(hub.repo, revision, hub.file, hub.is_folder, unreachable)
+        found.append(Need(name=name, size=held.size, lacking=held.lacking, commit=held.commit, problem=held.problem))
+    return tuple(found)
+
+
+def _unreachable() -> str:
+    """Why the hub can't be asked; empty when it can."""
+    status = hub_status()
+    return "" if status.answers else f"{status.endpoint} can't be asked ({status.problem}): sizes are not known"
 
 
 def at_hand(configuration: Configuration, needs: Iterable[Need]) -> Configuration | None:

@@ -103,17 +103,18 @@ def metric_infos(ids: Iterable[str]) -> tuple[MetricInfo, ...]:
     return tuple(registry.resolve("metric", id).info for id in ids)
 
 
-def resolve_dtype(dtype: str | None, pipeline: str, device: str) -> str:
-    """The precision to compute in; raises InputError for one that the device has no fast arithmetic for."""
-    on_cpu = device.startswith("cpu")
-    if dtype is None:
-        return "float32" if on_cpu or pipeline == "pocket" else "float16"
-    if dtype == "float16" and on_cpu:
+def require_device(plan: Plan, device: str) -> None:
+    """Raise InputError where a plan asks for a precision that the device has no arithmetic for."""
+    if device.startswith("cpu") and any(c.dtype == "float16" for c in plan.configurations):
         raise InputError(
             "float16 needs a GPU, and this run is on the CPU: run it on a machine with CUDA (see: hypersd-bench "
             "doctor), or say --dtype float32, which is slow for models of SDXL's size"
         )
-    return dtype
+
+
+def _dtype(dtype: str | None, base: str, device: str) -> str:
+    """The precision to compute in: what is asked for, else what is usual on the device."""
+    return dtype or ("float32" if device.startswith("cpu") or base == "pocket" else "float16")
 
 
 def _pipeline(spec: RunSpec, folder: Path) -> str:
@@ -136,7 +137,7 @@ def _configurations(
         if ref.revision and isinstance(model.weights, HubWeights):
             model = replace(model, weights=replace(model.weights, revision=ref.revision))
         runs_in = model.pipeline or pipeline
-        dtype = resolve_dtype(ref.dtype or spec.dtype, spec.base, device)
+        dtype = _dtype(ref.dtype or spec.dtype, spec.base, device)
         found.append(Configuration(ref.name, model, steps, runs_in, dtype, breaches))
     return found
 

@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ import ray
 import torch
 from ray._private import services
 from ray.exceptions import RayError, RayTaskError
+from tqdm import tqdm
 
 from hypersd_bench.errors import HypersdBenchError, InputError
 from hypersd_bench.host import keep_freed_memory
@@ -65,6 +67,11 @@ class RayEngine:
         self._ours = False
 
     def __enter__(self) -> RayEngine:
+        try:
+            self._room()  # before anything is downloaded
+        except InputError:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -140,8 +147,8 @@ class RayEngine:
                 raise InputError(f"Ray can't start on this machine: {first_line(error)}") from error
             raise InputError(
                 f"no Ray cluster answers at {self._address} ({first_line(error)}); start one with `ray start --head`, "
-                "and on its other machines `ray start --address HOST:PORT`, then say --address auto; or leave --address "
-                "out, for workers on this machine alone"
+                "on its other machines `ray start --address HOST:PORT`, and say --address auto; or leave --address out "
+                "for workers on this machine alone"
             ) from error
         # Ray prints what it thinks of a worker's death to stdout, where a summary in JSON may go; we say it ourselves
         ray._private.worker._worker_logs_enabled = self._verbose
@@ -339,6 +346,7 @@ class Crew:
         seat.deaths += 1
         if seat.deaths == DEATHS:
             raise _gave_up(_reason(error))
+        tqdm.write(f"a Ray worker died and is replaced: {_reason(error)}", file=sys.stderr)
         self._fill(seat)
 
 
@@ -354,8 +362,8 @@ def _wait(refs: list[Any], timeout: float | None) -> Any:
     """The first reference that is done; raises InputError when none is within ``timeout`` seconds."""
     done, _ = ray.wait(refs, num_returns=1, timeout=timeout)
     if not done:
-        raise InputError(f"no Ray worker could start within {timeout:.0f} s; `ray status` says what the cluster is busy "
-                         "with; run the same command again to go on")  # fmt: skip
+        raise InputError(f"no Ray worker could start within {timeout:.0f} s; `ray status` says what the cluster is "
+                         "busy with; run the same command again to go on")  # fmt: skip
     return done[0]
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,7 @@ from safetensors.torch import save_file
 
 from hypersd_bench.errors import InputError
 from hypersd_bench.runner.benchmark import run_benchmark
-from hypersd_bench.runner.generate import LocalEngine, generate, missing
-from hypersd_bench.runner.manifest import manifest
+from hypersd_bench.runner.generate import LocalEngine, missing
 from hypersd_bench.runner.plan import Plan, make_plan
 from hypersd_bench.runner.spec import load_spec
 from hypersd_bench.sampling import METADATA_KEY, lcm
@@ -32,7 +30,7 @@ from tests.tiny_base import make_tiny_base
 
 ray = pytest.importorskip("ray")
 
-from hypersd_bench.runner.ray_engine import DEATHS, RayEngine, share_cores  # noqa: E402
+from hypersd_bench.runner.ray_engine import DEATHS, Crew, RayEngine, share_cores  # noqa: E402
 
 PROMPTS = ["a fox on a blue background", "a car left of a tree on a pink background", "a pizza on a gray background"]
 BATCH = 2
@@ -119,48 +117,44 @@ class Watched(RayEngine):
 
 
 @pytest.mark.usefixtures("cluster")
-def test_two_workers_make_the_run_of_one_process(base: Path, tmp_path: Path, undisturbed: RunStore) -> None:
-    engine = Watched(workers=2)
-    assert engine.device == "cpu"
-    store, _ = run_benchmark(plan_for(base, tmp_path), tmp_path / "run", "cpu", engine)
-    assert_same_run(store, undisturbed)
-    assert len(engine.seen) == 2
-    engine.close()
-    assert ray.is_initialized()  # not ours to end
-
-
-@pytest.mark.usefixtures("cluster")
-def test_workers_killed_midway_are_replaced_and_nothing_is_lost_or_doubled(
+def test_a_run_that_one_process_began_is_ended_by_two_workers(
     base: Path, tmp_path: Path, undisturbed: RunStore
 ) -> None:
-    plan = plan_for(base, tmp_path)
-    work = missing(plan, RunStore.create(tmp_path / "run", manifest(plan, "cpu", tmp_path / "run")))
-    engine = Watched(kill=True, workers=2)
-    rows = [row for rows in engine.images(plan, work, tmp_path / "run") for row in rows]
-    assert len(engine.killed) == 2
-    assert engine.seen - engine.killed  # whoever made the rest
-    assert len(rows) == len({row.key for row in rows}) == plan.num_images  # before the ledger could sort it out
-    store = RunStore.open(tmp_path / "run")
-    store.record_images(rows)
-    assert_same_run(store, undisturbed)
-
-
-@pytest.mark.usefixtures("cluster")
-def test_a_run_begun_by_one_process_goes_on_over_ray(base: Path, tmp_path: Path, undisturbed: RunStore) -> None:
-    timing = {"repeats": 2, "warmup": 0, "rounds": 1, "throughput": False}
-    half = plan_for(base, tmp_path, steps=[1])
-    run_benchmark(half, tmp_path / "run", "cpu", LocalEngine("cpu"))
+    begun = plan_for(base, tmp_path, steps=[1], replicates=2)
+    run_benchmark(begun, tmp_path / "run", "cpu", LocalEngine("cpu"))
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.png")}
-    assert len(times) == half.num_images
-    store, _ = run_benchmark(plan_for(base, tmp_path, timing=timing), tmp_path / "run", "cpu", RayEngine(workers=1))
+    assert len(times) == begun.num_images == 6
+    timing = {"repeats": 2, "warmup": 0, "rounds": 1, "throughput": False}
+    engine = Watched(workers=2)
+    assert engine.device == "cpu"
+    store, _ = run_benchmark(plan_for(base, tmp_path, timing=timing), tmp_path / "run", "cpu", engine)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert_same_run(store, undisturbed)
+    assert len(engine.seen) == 2
     assert {(row.steps, row.repeat, row.device) for row in store.timings()} == {
         (steps, repeat, "cpu") for steps in (1, 2) for repeat in (0, 1)
     }
     machine = store.manifest["timing"]
     assert machine["before"]["time"] < machine["after"]["time"]
-    assert machine["before"]["cpu"]["torch_threads"] == 2  # a worker's, which has all of the cluster's cores
+    assert machine["before"]["cpu"]["torch_threads"] == 2  # a worker's, with all of the cluster's cores; here it is 1
+    engine.close()
+    assert ray.is_initialized()  # not ours to end
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_killed_midway_is_replaced_and_nothing_is_lost_or_doubled(
+    base: Path, tmp_path: Path, undisturbed: RunStore, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plan = plan_for(base, tmp_path)
+    store = RunStore.create(tmp_path / "run", {})
+    engine = Watched(kill=True, workers=1)
+    rows = [row for rows in engine.images(plan, missing(plan, store), store.folder) for row in rows]
+    assert len(engine.killed) == 1
+    assert engine.seen - engine.killed  # another one made the rest
+    assert len(rows) == len({row.key for row in rows}) == plan.num_images  # before the ledger could sort it out
+    store.record_images(rows)
+    assert_same_run(store, undisturbed)
+    assert "a Ray worker died and is replaced: its worker process has died." in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("cluster")
@@ -175,20 +169,53 @@ def test_what_does_not_fit_in_a_worker_is_one_line(base: Path, tmp_path: Path) -
     assert not list(tmp_path.rglob("*.png"))
 
 
-class Deadly:
-    """Ends whatever process unpickles it."""
+def frail(path: Path, chunks: int) -> Any:
+    """A worker without a model, quick to start: after so many chunks its process ends, in the middle of the next."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os._exit, (1,)
+    class Frail:
+        def __init__(self) -> None:
+            self.left = chunks
+
+        def hello(self) -> None: ...
+
+        def make(self, configuration: str, jobs: list[int]) -> SimpleNamespace:
+            if self.left == 0:
+                with path.open("a") as file:
+                    file.write("x")
+                os._exit(1)
+            self.left -= 1
+            return SimpleNamespace(images=jobs, batch_size=1)
+
+    return lambda: ray.remote(Frail).options(num_cpus=1).remote()
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_plan_that_kills_every_worker_stops_the_run(base: Path, tmp_path: Path) -> None:
-    plan: Any = replace(plan_for(base, tmp_path), contrasts=(Deadly(),))
-    store = RunStore.create(tmp_path / "run", {})
-    with pytest.raises(InputError, match=rf"died {DEATHS} times in a row .*worker process has died.*go on$"):
-        generate(plan, store, RayEngine(workers=1))
-    assert store.images() == []
+def test_workers_that_die_after_every_second_chunk_still_do_all_of_it_once(tmp_path: Path) -> None:
+    work: Any = [(configuration_like("a"), range(8)), (configuration_like("b"), range(8, 16))]
+    crew = Crew(work, 2, 1, frail(tmp_path / "deaths", 2))
+    done: list[Any] = []
+    while crew.feed():
+        done += crew.next()
+    crew.dismiss()
+    assert sorted(done) == list(range(16))
+    assert len((tmp_path / "deaths").read_text()) >= DEATHS
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_that_do_nothing_but_die_stop_the_run(tmp_path: Path) -> None:
+    work: Any = [(configuration_like("a"), range(8))]
+    crew = Crew(work, 1, 1, frail(tmp_path / "deaths", 0))
+    for _ in range(2 * DEATHS - 1):  # every worker starts, and then dies; the last one ends the run
+        assert crew.feed()
+        assert crew.next() == []
+    with pytest.raises(InputError, match=rf"died {DEATHS} times in a row .*worker process has died.* go on$"):
+        crew.next()
+    crew.dismiss()
+    assert len((tmp_path / "deaths").read_text()) == DEATHS
+
+
+def configuration_like(pipeline: str) -> SimpleNamespace:
+    return SimpleNamespace(pipeline=pipeline, dtype="float32", model="teacher")
 
 
 @pytest.mark.usefixtures("cluster")
@@ -222,13 +249,10 @@ def test_no_core_is_no_worker() -> None:
 
 
 @pytest.mark.parametrize("address", ["closed", "nonsense", "ray://127.0.0.1:10001"])
-def test_a_cluster_that_is_not_there_is_one_line(address: str) -> None:
-    """In a process of its own: this one may be in a cluster already."""
+def test_a_cluster_that_is_not_there_is_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     if address == "closed":
         with socket.create_server(("127.0.0.1", 0)) as server:
             address = f"127.0.0.1:{server.getsockname()[1]}"
-    code = "import sys; from hypersd_bench.runner.ray_engine import RayEngine; RayEngine(sys.argv[1]).device"
-    done = subprocess.run([sys.executable, "-c", code, address], capture_output=True, text=True, timeout=120)
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"hypersd_bench.errors.InputError: no Ray cluster answers at {address} (")
-    assert "`ray start --head`" in last
+    with pytest.raises(InputError, match=rf"^no Ray cluster answers at {re.escape(address)} \(.*`ray start --head`"):
+        print(RayEngine(address).device)

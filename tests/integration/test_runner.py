@@ -76,7 +76,7 @@ def test_a_run_from_spec_to_tables(base: Path, lora: Path, tmp_path: Path) -> No
     assert frame["toy/absent"].isna().all()
     assert not frame["toy/brightness"].isna().any()
     manifest = json.loads((store.folder / "run.json").read_text())
-    assert manifest["models"][1]["contract"]["scheduler"] == "LCMScheduler"
+    assert manifest["models"][1]["contracts"]["1"]["scheduler"] == "LCMScheduler"
     assert len(manifest["models"][1]["checkpoints"]["1"]["sha256"]) == 64
 
 
