@@ -38,7 +38,8 @@ def make_run(
         "provenance": collect().to_json(),
         "models": [
             {"name": name, "label": name, "family": name, "steps": list(steps), "checkpoint": f"{name}.safetensors",
-             "contracts": {str(count): asdict(contract) for count in steps}, "license": "Apache-2.0", "trained_on": [], "weights_sha256": "0" * 64,
+             "contracts": {str(count): asdict(contract) for count in steps}, "license": "Apache-2.0", "trained_on": [],
+             "weights_sha256": "0" * 64,
              "training": None}
             for name in models
         ],

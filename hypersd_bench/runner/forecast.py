@@ -30,8 +30,6 @@ from hypersd_bench.store import RunStore
 BYTES_PER_PIXEL = 1.5  # of a PNG, assumed where no image is there to tell
 PIXELS = {"sd15": 512, "sd21": 512, "sdxl": 1024}  # the bases' own, for as long as their files are not here
 LOOKED_AT = 200  # files of a run whose sizes are read
-# Measured: benchmarks/test_forecast.py
-ERROR_ON_MINIATURE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,8 +421,7 @@ def _notes(plan: Plan, here: Mapping[str, Configuration], probed: Probed | None,
     if len(here) < len(plan.configurations):
         yield "time unknown until the weights are here; run: hypersd-bench fetch SPEC, then plan again"
     if probed:
-        yield (f"times hold for a machine as busy as it is now; on the miniature they were within "
-               f"{ERROR_ON_MINIATURE:.0%} of what a run took")  # fmt: skip
+        yield "times hold for a machine as busy as it is now (their error: benchmarks/test_forecast.py)"
         for name, reason in probed.unscored.items():
             yield f"{name} can't be computed: {reason}"
     elif not probing:

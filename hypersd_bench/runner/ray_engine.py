@@ -132,7 +132,7 @@ class RayEngine:
     def _connect(self) -> None:
         if ray.is_initialized():
             return
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else a cluster of ours reports to its makers
         try:
             if self._address:
                 _probe(self._address)

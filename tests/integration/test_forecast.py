@@ -219,7 +219,7 @@ def test_plan_downloads_nothing_fetch_all_and_the_run_goes_on_offline(base: Path
         downloads = [
             request.path for request in hub.requests if request.method == "GET" and "/api/" not in request.path
         ]
-    assert plan == again  # nothing was downloaded
+    assert plan[1]["needs"] == again[1]["needs"]  # nothing was downloaded
     planned = plan[1]
     assert planned["needs"] == [asdict(Need(name="acme/tiny@main", size=size, lacking=size, commit=commit))]
     assert (plan[0], planned["ready"], planned["seconds"], planned["disk"]["weights"]) == (0, False, None, size)

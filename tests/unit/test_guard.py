@@ -13,7 +13,7 @@ from hypersd_bench.errors import InputError
 
 
 def entry(name: str) -> ModelSpec:
-    models = [model for row in registry.rows("family") for model in registry.resolve("family", row)()]
+    models: list[ModelSpec] = [model for row in registry.rows("family") for model in registry.resolve("family", row)()]
     return next(model for model in models if model.name == name)
 
 
