@@ -278,11 +278,18 @@ def embedded_guidance(pipe: Pipeline, contract: SamplerContract, batch_size: int
 
 @torch.no_grad()
 def decode_latents(pipe: Pipeline, latents: Tensor) -> Tensor:
-    """Decode latents to pixels in [0, 1]: (N, 3, H, W) float32 on their device, not clipped, non-finite values kept."""
+    """Decode latents to pixels in [0, 1]: (N, 3, H, W) float32 on their device, not clipped, non-finite values kept.
+
+    In parts: a decoder's feature maps are the largest of a whole pipeline, and larger batches of them gain nothing.
+    """
     z = (latents / pipe.vae.config.scaling_factor).to(pipe.vae.dtype)
-    pixels = pipe.vae.decode(z, return_dict=False)[0]
-    decoded: Tensor = pixels.float() / 2 + 0.5
-    return decoded
+    pixels = torch.cat([pipe.vae.decode(part, return_dict=False)[0].float() for part in z.split(_decode_batch(pipe))])
+    return pixels / 2 + 0.5
+
+
+def _decode_batch(pipe: Pipeline) -> int:
+    """Images decoded at once: few on a GPU; on a CPU, whose caches they should fit, 65,536 pixels' worth."""
+    return 4 if pipe.device.type == "cuda" else max(1, 2**16 // pixel_size(pipe) ** 2)
 
 
 def to_uint8(pixels: Tensor) -> Tensor:

@@ -87,10 +87,6 @@ class Maker:
             self._embeddings[key] = encode_all(self.bench.base(*key), self.plan.prompts.prompts)
         return self._embeddings[key]
 
-    def forget_embeddings(self) -> None:
-        """Encode the prompts again when they are needed next."""
-        self._embeddings.clear()
-
     def batch_size(self, configuration: Configuration) -> int:
         """How many images of a configuration are made at once, as far as is known now."""
         return self.batches.size(configuration)
