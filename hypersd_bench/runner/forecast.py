@@ -21,7 +21,7 @@ from hypersd_bench.host import keep_freed_memory
 from hypersd_bench.runner.generate import missing
 from hypersd_bench.runner.manifest import manifest
 from hypersd_bench.runner.needs import Need, at_hand, needs_of, pixels_of
-from hypersd_bench.runner.plan import Configuration, Plan
+from hypersd_bench.runner.plan import Configuration, Plan, lacks_arithmetic
 from hypersd_bench.runner.probe import Probed, Speed, key_of, probe
 from hypersd_bench.runner.timing import GAIN, LARGER, LONGEST
 from hypersd_bench.runner.truncation import count_truncated
@@ -120,7 +120,8 @@ def forecast(plan: Plan, out: Path, device: str, probing: bool = True) -> Foreca
         to_make |= dict.fromkeys(to_make, 0) | {str(c): len(jobs) for c, jobs in missing(plan, store)}
     measured = _Measured(store, device, plan.spec.batch_size)
     start, probed = None, None
-    if probing and here:
+    able = not lacks_arithmetic(plan, device)
+    if probing and able and here:
         start, probed = _probe(plan, [(local, to_make[name] or each) for name, local in here.items()], out, device)
     rows = tuple(
         _configuration(c, here.get(str(c)), each, to_make[str(c)], measured, probed) for c in plan.configurations
@@ -144,8 +145,8 @@ def forecast(plan: Plan, out: Path, device: str, probing: bool = True) -> Foreca
         configurations=rows,
         phases=phases,
         disk=disk,
-        warnings=tuple(_warnings(plan, needs, rows, disk)),
-        notes=tuple(_notes(plan, here, probed, probing)),
+        warnings=tuple(_warnings(plan, device, needs, rows, disk)),
+        notes=tuple(_notes(plan, here, probed, probing or not able)),
     )
 
 
@@ -385,8 +386,12 @@ def _image_bytes(
     return (fmean(BYTES_PER_PIXEL * side**2 for side in known if side), f"assumed: {BYTES_PER_PIXEL} bytes per pixel")
 
 
-def _warnings(plan: Plan, needs: Sequence[Need], rows: Sequence[ConfigurationForecast], disk: Disk) -> Iterator[str]:
+def _warnings(
+    plan: Plan, device: str, needs: Sequence[Need], rows: Sequence[ConfigurationForecast], disk: Disk
+) -> Iterator[str]:
     """What would spoil the run, or its result."""
+    if lacks_arithmetic(plan, device):
+        yield "float16 needs a GPU, and there is none here: it can't be run, or probed, on this machine as it stands"
     yield from dict.fromkeys(need.problem for need in needs if need.problem)
     yield from _too_full(disk)
     sizes = {row.name: row.pixels for row in rows if row.pixels}

@@ -105,11 +105,16 @@ def metric_infos(ids: Iterable[str]) -> tuple[MetricInfo, ...]:
 
 def require_device(plan: Plan, device: str) -> None:
     """Raise InputError where a plan asks for a precision that the device has no arithmetic for."""
-    if device.startswith("cpu") and any(c.dtype == "float16" for c in plan.configurations):
+    if lacks_arithmetic(plan, device):
         raise InputError(
             "float16 needs a GPU, and this run is on the CPU: run it on a machine with CUDA (see: hypersd-bench "
             "doctor), or say --dtype float32, which is slow for models of SDXL's size"
         )
+
+
+def lacks_arithmetic(plan: Plan, device: str) -> bool:
+    """Whether a plan asks for a precision that the device can't compute in at a usable speed."""
+    return device.startswith("cpu") and any(c.dtype == "float16" for c in plan.configurations)
 
 
 def _dtype(dtype: str | None, base: str, device: str) -> str:

@@ -21,7 +21,7 @@ from hypersd_bench.runner.maker import ENCODE_BATCH, Finished, Job, Maker
 from hypersd_bench.runner.memory import Key
 from hypersd_bench.runner.plan import Configuration, Plan
 from hypersd_bench.runner.score import load_images
-from hypersd_bench.runner.timing import _Clock, _peak
+from hypersd_bench.runner.timing import Clock, peak_memory
 from hypersd_bench.store import CostRow, ImageRow, RunStore, write_bytes
 
 STEPS = 4  # about as many are sampled
@@ -155,7 +155,7 @@ def _sample(maker: Maker, among: Sequence[tuple[Configuration, int]], store: Run
     _seat(maker, example, found)
     most = max(count for _, count in among)
     prompts = maker.plan.prompts.prompts
-    clock = _Clock(maker.plan, example, str(maker.bench.device))
+    clock = Clock(maker.plan, example, str(maker.bench.device))
     timer = _Timer(maker, example, clock.on_cpu, store)
     peaks: list[CostRow] = []
     batches: list[BatchTime] = []
@@ -164,7 +164,7 @@ def _sample(maker: Maker, among: Sequence[tuple[Configuration, int]], store: Run
         jobs = [Job(prompt, i // len(prompts)) for i, prompt in enumerate(islice(cycle(prompts), size))]
         timer.warm_up(jobs)
         jobs = jobs[: maker.batch_size(example)]  # fewer where memory ran out
-        with _peak(clock, len(jobs), peaks):
+        with peak_memory(clock, len(jobs), peaks):
             batches.append(timer.time(jobs))
         size = min(maker.batch_size(example), most)  # on CUDA known only from the first image on
     peak = [row.value for row in peaks if row.name == "peak-memory"]

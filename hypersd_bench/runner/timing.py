@@ -100,7 +100,7 @@ def _measure(
     first: bool,
 ) -> Measured:
     """One configuration's share of the repeats, and in the first round its cold start, memory and throughput."""
-    clock = _Clock(plan, configuration, str(bench.device))
+    clock = Clock(plan, configuration, str(bench.device))
     found = Measured()
     started = time.perf_counter()
     bench.base(configuration.pipeline, configuration.dtype)
@@ -115,7 +115,7 @@ def _measure(
         found.costs += [clock.cost(name, value, timing.batch_size, "s") for name, value in cold.items()]
     for i in range(timing.warmup):
         clock.run(pipe, timing.batch_size, i)
-    with _peak(clock, timing.batch_size, found.costs if first else []):
+    with peak_memory(clock, timing.batch_size, found.costs if first else []):
         for repeat in repeats:
             found.timings += clock.run(pipe, timing.batch_size, repeat)
     if first and timing.throughput:
@@ -123,7 +123,7 @@ def _measure(
     return found
 
 
-def _measure_throughput(clock: _Clock, pipe: Pipeline, timing: Timing, batches: Batches, found: Measured) -> None:
+def _measure_throughput(clock: Clock, pipe: Pipeline, timing: Timing, batches: Batches, found: Measured) -> None:
     """Try larger batches until they gain nothing, take long or do not fit; each is warmed up once and timed once."""
     best = min(_seconds(found.timings)) / timing.batch_size
     found.costs.append(clock.cost("images-per-second", 1 / best, timing.batch_size))
@@ -133,7 +133,7 @@ def _measure_throughput(clock: _Clock, pipe: Pipeline, timing: Timing, batches: 
         if best * size > LONGEST:
             return
         try:
-            with _peak(clock, size, found.costs):
+            with peak_memory(clock, size, found.costs):
                 rows = [row for repeat in (-1, 0) for row in clock.run(pipe, size, repeat)]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -149,7 +149,7 @@ def _measure_throughput(clock: _Clock, pipe: Pipeline, timing: Timing, batches: 
         best = seconds
 
 
-class _Clock:
+class Clock:
     """Times one configuration's batches. On CUDA by events, so that the device is never waited for in between."""
 
     def __init__(self, plan: Plan, configuration: Configuration, device: str) -> None:
@@ -215,7 +215,7 @@ def _seconds(rows: Sequence[TimingRow]) -> list[float]:
 
 
 @contextmanager
-def _peak(clock: _Clock, batch_size: int, costs: list[CostRow]) -> Iterator[None]:
+def peak_memory(clock: Clock, batch_size: int, costs: list[CostRow]) -> Iterator[None]:
     """Record the most memory that the block took: of the device's tensors and its allocator, or of this process."""
     if clock.on_cpu:
         _reset_peak_rss()

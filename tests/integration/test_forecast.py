@@ -286,3 +286,10 @@ def test_the_time_of_a_run_is_predicted_within_a_quarter(tmp_path: Path) -> None
         assert predicted is not None
         ratios.append(predicted / (time.perf_counter() - started))
     assert sorted(ratios)[1] == pytest.approx(1, abs=0.25), ratios
+
+
+def test_a_plan_for_a_machine_with_a_gpu_can_be_made_on_one_without(base: Path, tmp_path: Path) -> None:
+    found = forecast(plan_for(base, tmp_path, dtype="float16"), tmp_path / "run", "cpu")
+    assert found.seconds is None
+    assert found.disk.images
+    assert any(warning.startswith("float16 needs a GPU") for warning in found.warnings)
