@@ -36,6 +36,8 @@ class Bench:
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.device = device
+        if torch.device(device).type == "cuda":  # events and streams are those of the current device
+            torch.cuda.set_device(torch.device(device))
         self._base: Pipeline | None = None
         self._base_key = ("", "")
         self._pristine: dict[str, Tensor] = {}  # the base's own weights wherever a LoRA has been, on the CPU

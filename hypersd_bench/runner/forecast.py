@@ -21,7 +21,7 @@ from hypersd_bench.host import keep_freed_memory
 from hypersd_bench.runner.generate import missing
 from hypersd_bench.runner.manifest import manifest
 from hypersd_bench.runner.needs import Need, at_hand, needs_of, pixels_of
-from hypersd_bench.runner.plan import Configuration, Plan, lacks_arithmetic
+from hypersd_bench.runner.plan import Configuration, Plan, by_pipeline, lacks_arithmetic
 from hypersd_bench.runner.probe import Probed, Speed, key_of, probe
 from hypersd_bench.runner.timing import GAIN, LARGER, LONGEST
 from hypersd_bench.runner.truncation import count_truncated
@@ -289,7 +289,7 @@ def _timing_seconds(plan: Plan, todo: Sequence[Configuration], probed: Probed) -
     """Seconds of the timing pass: in each round every model is seated, run once, warmed up and timed."""
     timing = plan.spec.timing
     assert timing
-    pipelines = [(c.pipeline, c.dtype) for c in todo]
+    pipelines = [(c.pipeline, c.dtype) for c in by_pipeline(todo)]
     loaded = pipelines[:1] + timing.rounds * [after for before, after in pairwise(pipelines) if before != after]
     total = sum(probed.loads[pipeline] for pipeline in loaded)
     for c in todo:
@@ -303,14 +303,14 @@ def _timing_seconds(plan: Plan, todo: Sequence[Configuration], probed: Probed) -
 
 
 def _throughput_seconds(speed: Speed, steps: int, first: int) -> float:
-    """Seconds of trying larger batches, twice each, for as long as they gain."""
+    """Seconds of trying larger batches, three times each, for as long as they gain."""
     best = speed.batch_seconds(first, steps, written=False) / first
     total = 0.0
     for size in (size for size in LARGER if first < size <= speed.largest):
         if best * size > LONGEST:
             break
         seconds = speed.batch_seconds(size, steps, written=False)
-        total += 2 * seconds
+        total += 3 * seconds
         if best * size / seconds < GAIN:
             break
         best = seconds / size

@@ -11,7 +11,7 @@ from typing import Protocol
 from tqdm import tqdm
 
 from hypersd_bench.runner.maker import Finished, Job, Maker
-from hypersd_bench.runner.plan import Configuration, Plan
+from hypersd_bench.runner.plan import Configuration, Plan, by_pipeline
 from hypersd_bench.runner.timing import Measured, measure
 from hypersd_bench.store import ImageRow, RunStore, write_bytes
 
@@ -84,8 +84,8 @@ def missing(plan: Plan, store: RunStore) -> list[tuple[Configuration, list[Job]]
     """What is still to do, models of one pipeline and precision together, and of one checkpoint."""
     done = {row.key for row in store.images() if (store.folder / row.file).exists()}
     jobs = [Job(prompt, replicate) for prompt in plan.prompts.prompts for replicate in range(plan.spec.replicates)]
-    order = {key: i for i, key in enumerate(dict.fromkeys((c.pipeline, c.dtype) for c in plan.configurations))}
-    seats = {name: i for i, name in enumerate(dict.fromkeys(c.model.name for c in plan.configurations))}
-    ordered = sorted(plan.configurations, key=lambda c: (order[c.pipeline, c.dtype], seats[c.model.name]))
-    work = [(c, [job for job in jobs if (c.label, c.steps, job.prompt.id, job.replicate) not in done]) for c in ordered]
+    work = [
+        (c, [job for job in jobs if (c.label, c.steps, job.prompt.id, job.replicate) not in done])
+        for c in by_pipeline(plan.configurations)
+    ]
     return [(c, todo) for c, todo in work if todo]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,13 @@ def catalogue(base: str) -> dict[str, list[ModelSpec]]:
 def metric_infos(ids: Iterable[str]) -> tuple[MetricInfo, ...]:
     """What the named metrics say of themselves; raises InputError for an unknown one."""
     return tuple(registry.resolve("metric", id).info for id in ids)
+
+
+def by_pipeline(configurations: Sequence[Configuration]) -> list[Configuration]:
+    """Configurations in an order that loads each pipeline once, and seats each checkpoint once."""
+    pipelines = list(dict.fromkeys((c.pipeline, c.dtype) for c in configurations))
+    seats = list(dict.fromkeys(c.model.name for c in configurations))
+    return sorted(configurations, key=lambda c: (pipelines.index((c.pipeline, c.dtype)), seats.index(c.model.name)))
 
 
 def require_device(plan: Plan, device: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +28,7 @@ from hypersd_bench.pipelines import (
     with_unet,
 )
 from hypersd_bench.runner.memory import Batches, is_out_of_memory
-from hypersd_bench.runner.plan import Configuration, Plan
+from hypersd_bench.runner.plan import Configuration, Plan, by_pipeline
 from hypersd_bench.runner.spec import Timing
 from hypersd_bench.seeding import image_seed
 from hypersd_bench.store import CostRow, RunStore, TimingRow, write_json
@@ -81,11 +82,13 @@ def measure(plan: Plan, todo: Sequence[Configuration], device: str) -> Iterator[
     timing = plan.spec.timing
     assert timing is not None
     bench, batches = Bench(device), Batches(plan.spec.batch_size, device)
+    loads: dict[tuple[str, str], float] = {}
     yield Measured(machine={"before": machine_state(device)})
+    ordered = by_pipeline(todo)
     for number in range(timing.rounds):
         share = range(number, timing.repeats, timing.rounds)  # the repeats of this round
-        for configuration in todo if number % 2 == 0 else reversed(todo):
-            yield _measure(plan, timing, bench, batches, configuration, share, first=number == 0)
+        for configuration in ordered if number % 2 == 0 else reversed(ordered):
+            yield _measure(plan, timing, bench, batches, loads, configuration, share, first=number == 0)
     yield Measured(machine={"after": machine_state(device)})
     bench.clear()
 
@@ -95,23 +98,28 @@ def _measure(
     timing: Timing,
     bench: Bench,
     batches: Batches,
+    loads: dict[tuple[str, str], float],
     configuration: Configuration,
     repeats: range,
     first: bool,
 ) -> Measured:
-    """One configuration's share of the repeats, and in the first round its cold start, memory and throughput."""
+    """One configuration's share of the repeats, and in the first round its cold start, memory and throughput.
+
+    loads: seconds that each pipeline took to load, the first time; its later models find it on the device.
+    """
     clock = Clock(plan, configuration, str(bench.device))
     found = Measured()
-    started = time.perf_counter()
-    bench.base(configuration.pipeline, configuration.dtype)
+    key, started = (configuration.pipeline, configuration.dtype), time.perf_counter()
+    bench.base(*key)
     loaded = time.perf_counter()
+    load = loads.setdefault(key, loaded - started)
     pipe = bench.seat(configuration.model, configuration.pipeline, configuration.dtype)
     seated = time.perf_counter()
     if timing.compile:
         pipe = with_unet(pipe, torch.compile(pipe.unet))
     clock.run(pipe, timing.batch_size, 0)
     if first:
-        cold = {"load": loaded - started, "seat": seated - loaded, "first-image": time.perf_counter() - seated}
+        cold = {"load": load, "seat": seated - loaded, "first-image": time.perf_counter() - seated}
         found.costs += [clock.cost(name, value, timing.batch_size, "s") for name, value in cold.items()]
     for i in range(timing.warmup):
         clock.run(pipe, timing.batch_size, i)
@@ -124,8 +132,8 @@ def _measure(
 
 
 def _measure_throughput(clock: Clock, pipe: Pipeline, timing: Timing, batches: Batches, found: Measured) -> None:
-    """Try larger batches until they gain nothing, take long or do not fit; each is warmed up once and timed once."""
-    best = min(_seconds(found.timings)) / timing.batch_size
+    """Try larger batches until they gain nothing, take long or do not fit; each is warmed up once and timed twice."""
+    best = median(_seconds(found.timings)) / timing.batch_size
     found.costs.append(clock.cost("images-per-second", 1 / best, timing.batch_size))
     for size in (size for size in LARGER if timing.batch_size < size):
         if clock.on_cpu and size > batches.size(clock.configuration):
@@ -134,7 +142,7 @@ def _measure_throughput(clock: Clock, pipe: Pipeline, timing: Timing, batches: B
             return
         try:
             with peak_memory(clock, size, found.costs):
-                rows = [row for repeat in (-1, 0) for row in clock.run(pipe, size, repeat)]
+                rows = [row for repeat in (-1, 0, 1) for row in clock.run(pipe, size, repeat)]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -142,7 +150,7 @@ def _measure_throughput(clock: Clock, pipe: Pipeline, timing: Timing, batches: B
             return
         timed = [row for row in rows if row.repeat >= 0]
         found.timings += timed
-        seconds = min(_seconds(timed)) / size
+        seconds = median(_seconds(timed)) / size
         found.costs.append(clock.cost("images-per-second", 1 / seconds, size))
         if best / seconds < GAIN:
             return
