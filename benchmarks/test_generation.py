@@ -24,7 +24,7 @@ from benchmarks.random_sdxl import make_random_sdxl
 from hypersd_bench.bench import Bench
 from hypersd_bench.pipelines import Pipeline
 from hypersd_bench.pocket import WEIGHTS
-from hypersd_bench.runner.maker import Job, Maker, encode_all
+from hypersd_bench.runner.maker import Embeddings, Job, Maker
 from hypersd_bench.runner.plan import Plan, make_plan
 from hypersd_bench.runner.spec import load_spec
 from hypersd_bench.seeding import generators, image_seed
@@ -78,7 +78,8 @@ def test_ours(benchmark: BenchmarkFixture, maker_of: Callable[[int], Maker], ste
     inside = Inside(pipe)
 
     def generate() -> int:
-        encode_all(pipe, maker.plan.prompts.prompts)  # once in a run, for all models and step counts; here each time
+        prompts = maker.plan.prompts.prompts
+        Embeddings(prompts).of(pipe, prompts)  # once in a run, for all models and step counts; here each time
         todo, futures = list(jobs), list[Future[None]]()
         while todo:
             size = maker.batch_size(configuration)

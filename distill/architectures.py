@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.sources.sizes import EncodedShape
-from hypersd_bench.errors import InputError
-from hypersd_bench.pipelines import HUB_BASES, first_line
+from hypersd_bench.errors import InputError, first_line
+from hypersd_bench.pipelines import HUB_BASES
 from hypersd_bench.pocket import WEIGHTS
 
 Config = Mapping[str, Any]

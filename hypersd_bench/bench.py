@@ -16,12 +16,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from hypersd_bench.catalog.spec import ModelSpec
-from hypersd_bench.errors import InputError
+from hypersd_bench.errors import InputError, first_line
 from hypersd_bench.pipelines import (
     DTYPES,
     SHARED_CONFIG,
     Pipeline,
-    first_line,
     load_base,
     load_unet,
     load_unet_file,
@@ -36,7 +35,7 @@ class Bench:
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.device = device
-        if torch.device(device).type == "cuda":  # events and streams are those of the current device
+        if torch.device(device).index is not None:  # cuda:1: events and streams are the current device's
             torch.cuda.set_device(torch.device(device))
         self._base: Pipeline | None = None
         self._base_key = ("", "")
@@ -57,10 +56,12 @@ class Bench:
         if self._seated and self._seated[0] == model and self._base_key == (pipeline, dtype):
             return self._seated[1]
         base = self.base(pipeline, dtype)
+        _require_prediction(model, pipeline, base)
         match model.kind:
             case "base":
                 pipe = base
             case "unet":
+                base.unet.to("cpu")  # makes room for the other one
                 pipe = with_unet(base, self._own_unet(model, base, DTYPES[dtype]))
             case "lora":
                 self._fuse(model, base)
@@ -76,10 +77,13 @@ class Bench:
 
     def _rise(self) -> None:
         """Take the seated model off: the base is to the bit as it was loaded."""
-        if self._seated and self._seated[0].kind == "lora":
+        kind = self._seated[0].kind if self._seated else ""
+        self._seated = None
+        if kind == "lora":
             assert self._base
             _write_back(self._base.unet, self._pristine)
-        self._seated = None
+        if self._base:
+            self._base.unet.to(self.device)  # after a model with its own
 
     def _own_unet(self, model: ModelSpec, base: Pipeline, dtype: torch.dtype) -> UNet2DConditionModel:
         path = weights_path(model)
@@ -113,8 +117,21 @@ class Bench:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             base.unload_lora_weights()
             _write_back(base.unet, self._pristine)
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             raise InputError(f"{model.name}: {path} does not fit base {model.base!r}: {first_line(error)}") from error
         base.unload_lora_weights()
+
+
+def _require_prediction(model: ModelSpec, pipeline: str, base: Pipeline) -> None:
+    """Raise InputError for a pipeline whose UNet predicts v under a contract that takes it for eps."""
+    if model.kind != "unet" and base.scheduler.config.get("prediction_type") == "v_prediction" != (
+        model.contract.prediction_type
+    ):
+        raise InputError(
+            f"{model.name}: the UNet of {pipeline} predicts v, and the contract says {model.contract.prediction_type}; "
+            "if these weights are for such a base, say sampler: {prediction_type: v_prediction} and force: true"
+        )
 
 
 def _load_lora(base: Any, path: Path) -> None:

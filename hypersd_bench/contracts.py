@@ -46,10 +46,14 @@ class MetricInfo:
 
 @dataclass(frozen=True, slots=True)
 class MetricContext:
-    """What a metric is built from: the device to run on, and the reference images of set metrics (None: its own)."""
+    """What a metric is built from: the device to run on, and the reference images of set metrics (None: its own).
+
+    scenes: whether the images to score are of the miniature's scenes, which a metric's own reference may be made of.
+    """
 
     device: str = "cpu"
     reference: Path | None = None
+    scenes: bool = True
 
 
 @runtime_checkable

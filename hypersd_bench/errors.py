@@ -9,6 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
 
 class HypersdBenchError(Exception):
     """Shown to the user as one line, without a traceback."""
@@ -24,6 +32,18 @@ class CheckFailed(HypersdBenchError):
     """A check or gate that the user asked for did not hold."""
 
     exit_code = 1
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line without its full stop, for a one-line message; the error's name where it says nothing."""
+    return (str(error).strip().splitlines() or [""])[0].rstrip(". ") or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a device or here; torch's own class is told by its name."""
+    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+        return True
+    return any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: str = "") -> InputError:

@@ -6,19 +6,20 @@ huggingface_hub. What goes wrong is an ``InputError`` of one line that names the
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
-from hypersd_bench.errors import InputError, unknown_name
+from hypersd_bench.errors import InputError, first_line, unknown_name
 from hypersd_bench.provenance import sha256
 from hypersd_bench.sampling import read_safetensors_metadata
 
@@ -34,6 +35,7 @@ IGNORED = ("*.fp16.*", "*.non_ema.*")
 PAUSES = (0.5, 1.0, 2.0)  # seconds before each further try
 TIMEOUT = 10.0  # seconds for an answer about a repository
 STATUS_TIMEOUT = 5.0  # seconds
+KNOWN = "stabilityai/stable-diffusion-xl-base-1.0"  # that any hub of use here, a mirror too, can be asked about
 REMEMBERED_SIZE = 64 * 2**20  # bytes; smaller files are hashed each time
 CACHE_VARIABLE = "HYPERSD_BENCH_CACHE"
 
@@ -80,6 +82,24 @@ class _Wanted:
 
     def __str__(self) -> str:
         return f"{self.file} of {self.repo}" if self.file else self.repo
+
+
+# folders
+
+
+def own_cache() -> Path:
+    """This project's own cache folder: HYPERSD_BENCH_CACHE, or one among the user's caches."""
+    import pooch
+
+    return Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("hypersd-bench")).expanduser()
+
+
+def without_copies(files: Iterable[Path]) -> list[Path]:
+    """Leave out a model's second copies in other precisions: another program may have put them into the shared cache.
+
+    They are not downloaded here, and never loaded.
+    """
+    return [file for file in files if not any(fnmatch(file.name, pattern) for pattern in IGNORED)]
 
 
 # downloads
@@ -150,7 +170,7 @@ def look_up(
             commit = next((one.commit_hash for one in files), "")
             return Holding(commit, sum(one.file_size or 0 for one in files), lacking)
         except (_http_error(), OSError, ValueError, KeyError) as error:
-            problem = str(_explained(error, wanted) or _first_line(error))
+            problem = str(_explained(error, wanted) or first_line(error))
     try:
         path = Path(download(local_files_only=True))
     except (_http_error(), OSError, ValueError, KeyError):
@@ -269,16 +289,19 @@ def _explained(error: Exception, wanted: _Wanted) -> InputError | None:
     if _token_cannot_be_sent(cause):
         return InputError("the token that is set holds a character that no token has; set HF_TOKEN anew, or unset it")
     if isinstance(cause, errors.HFValidationError):
-        return InputError(f"{wanted.repo!r} is no repository's id ({_first_line(cause)}); write owner/name")
+        return InputError(f"{wanted.repo!r} is no repository's id ({first_line(cause)}); write owner/name")
+    if isinstance(cause, OSError) and cause.filename and cause.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(f"can't use {cause.filename} for {wanted} ({cause.strerror}); set HF_HOME to a folder that "
+                          "you can write to")  # fmt: skip
     if isinstance(cause, (errors.FileMetadataError, ValueError, KeyError)):
         return InputError(f"{_host()} does not answer as a hub does; check HF_ENDPOINT, and whether a proxy or a login "
                           "page answers in its place")  # fmt: skip
     if not isinstance(cause, _http_error()):
         return None
     if wanted.fault is None:
-        return InputError(f"the download of {wanted} from {_host()} broke off ({_first_line(cause)}); run the same "
+        return InputError(f"the download of {wanted} from {_host()} broke off ({first_line(cause)}); run the same "
                           "command again")  # fmt: skip
-    return InputError(f"{wanted} is not in the hub's cache and {_host()} can't be reached ({_first_line(cause)}); "
+    return InputError(f"{wanted} is not in the hub's cache and {_host()} can't be reached ({first_line(cause)}); "
                       "check the network, a proxy and HF_ENDPOINT, give a local folder, or bring the cache of a "
                       "machine with network and set HF_HUB_OFFLINE=1")  # fmt: skip
 
@@ -311,15 +334,17 @@ def _refused(error: Exception, wanted: _Wanted) -> InputError:
     return InputError(f"{_host()} answers {status} for {wanted}; check the name and HF_ENDPOINT")
 
 
-def _host() -> str:
-    """The endpoint's host and port, without a password that its address may hold."""
+def _endpoint() -> str:
+    """The endpoint's address, without a password that it may hold."""
     from huggingface_hub.constants import ENDPOINT
 
-    return urlsplit(ENDPOINT).netloc.rpartition("@")[2] or "the hub's endpoint"
+    return re.sub(r"[^/]*@", "", ENDPOINT)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+def _host() -> str:
+    """The endpoint's host and port."""
+    found = re.match(r"\w+://([^/]+)", _endpoint())
+    return found[1] if found else "the hub's endpoint"
 
 
 def _token_cannot_be_sent(error: BaseException) -> bool:
@@ -383,9 +408,7 @@ def _announced_sha256(path: Path) -> str:
 
 
 def _hashes_file() -> Path:
-    import pooch
-
-    return Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("hypersd-bench")) / "hashes.json"
+    return own_cache() / "hashes.json"
 
 
 def _remembered() -> dict[str, Any]:
@@ -410,25 +433,40 @@ def _remember(key: str, value: str) -> None:
 
 
 def hub_status() -> HubStatus:
-    """Ask the endpoint who the token's owner is: whether it answers within 5 s, and whether it accepts the token."""
+    """Ask the endpoint who the token's owner is: whether a hub answers within 5 s, and whether it accepts the token."""
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     token = _token()
-    endpoint = ENDPOINT.replace(urlsplit(ENDPOINT).netloc, _host())
+    endpoint = _endpoint()
     known: Literal["none", "unchecked"] = "unchecked" if token else "none"
     if HF_HUB_OFFLINE:
         return HubStatus(endpoint, True, False, "offline mode is on", known)
     try:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         answer = get_session().get(f"{ENDPOINT}/api/whoami-v2", headers=headers, timeout=STATUS_TIMEOUT)
+        tells = answer.status_code in (200, 401, 403) and _is_a_hubs(answer)
+        if not tells:  # a mirror may know models alone
+            answer = get_session().get(f"{ENDPOINT}/api/models/{KNOWN}", headers=headers, timeout=STATUS_TIMEOUT)
     except (_http_error(), OSError, UnicodeError) as error:
         if _token_cannot_be_sent(error):
             return HubStatus(endpoint, False, False, "the token can't be sent", "refused")
-        return HubStatus(endpoint, False, False, _first_line(error), known)
-    if not token or answer.status_code not in (200, 401, 403):
+        return HubStatus(endpoint, False, False, first_line(error), known)
+    if not _is_a_hubs(answer):
+        return HubStatus(endpoint, False, False, f"it answers {answer.status_code}, and not as a hub does", known)
+    if not token or not tells:
         return HubStatus(endpoint, False, True, "", known)
     return HubStatus(endpoint, False, True, "", "valid" if answer.status_code == 200 else "refused")
+
+
+def _is_a_hubs(answer: Any) -> bool:
+    """Whether a hub gave an answer: its refusals carry a header of their own, all else is a JSON object."""
+    if "X-Error-Message" in answer.headers or "X-Error-Code" in answer.headers:
+        return True
+    try:
+        return answer.status_code in (200, 401, 403) and isinstance(answer.json(), dict)
+    except ValueError:
+        return False
 
 
 def _token() -> str:

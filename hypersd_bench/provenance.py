@@ -56,7 +56,7 @@ def collect(device: str = "cpu") -> Provenance:
         packages={name: found for name in PACKAGES if (found := _version(name))},
         python=sys.version.split()[0],
         machine=f"{platform.system()} {platform.machine()}, {cpu_model()}",
-        device=_device_name(device),
+        device=device_name(device),
         driver=gpu_driver() if on_cuda else "",
         cuda=_cuda_version() if on_cuda else "",
     )
@@ -92,12 +92,13 @@ def _version(name: str) -> str:
         return ""
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """A device with its card's name, where this machine has it."""
     if not device.startswith("cuda"):
         return device
     import torch
 
-    return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.cuda.get_device_name(device)})" if torch.cuda.is_available() else device
 
 
 def _cuda_version() -> str:

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hypersd_bench.errors import InputError
+from hypersd_bench.errors import InputError, first_line
 
 LEDGER_VERSION = 2
 _SCHEMA = """
@@ -68,6 +70,15 @@ class ImageRow:
     def key(self) -> tuple[str, int, str, int]:
         """What makes an image the same image: (model, steps, prompt id, replicate)."""
         return (self.model, self.steps, self.prompt_id, self.replicate)
+
+
+_IMAGE_COLUMNS = [field.name for field in fields(ImageRow) if field.name != "id"]
+_UPSERT_IMAGE = f"""
+INSERT INTO image ({", ".join(_IMAGE_COLUMNS)}) VALUES ({", ".join("?" * len(_IMAGE_COLUMNS))})
+ON CONFLICT (model, steps, prompt_id, replicate) DO UPDATE
+SET sha256 = excluded.sha256, defect = excluded.defect, checkpoint = excluded.checkpoint
+"""
+_CHANGED = "FROM image WHERE model = ? AND steps = ? AND prompt_id = ? AND replicate = ? AND sha256 <> ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +141,29 @@ class RunStore:
         self.folder = folder
         self.manifest = manifest
 
+    @staticmethod
+    def refuse(folder: Path) -> None:
+        """Raise InputError where ``create`` would: somebody else's files are in the folder, or it can't be written.
+
+        Nothing is left behind.
+        """
+        with _starting(folder):
+            if folder.exists() and not (folder.is_dir() and _only_a_start(folder)):
+                raise InputError(f"{folder} is not an empty folder, and holds no run; choose another --out")
+            near = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+            tempfile.TemporaryFile(dir=near).close()  # more than permissions: there are read-only disks, and /proc
+
     @classmethod
     def create(cls, folder: Path, manifest: dict[str, Any]) -> RunStore:
         """Start a run directory; raises InputError for a folder with anything in it but a start that was cut off."""
-        if folder.exists() and not (folder.is_dir() and _only_a_start(folder)):
-            raise InputError(f"{folder} is not an empty folder, and holds no run; choose another --out")
-        (folder / "images").mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("ledger.sqlite*"):
-            left.unlink()
-        with sqlite3.connect(folder / "ledger.sqlite") as db:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.executescript(f"{_SCHEMA} {_COST} PRAGMA user_version={LEDGER_VERSION};")
-        db.close()
+        cls.refuse(folder)
+        with _starting(folder):
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            for left in folder.glob("ledger.sqlite*"):
+                left.unlink()
+            with closing(sqlite3.connect(folder / "ledger.sqlite")) as db, db:
+                db.execute("PRAGMA journal_mode=WAL")
+                db.executescript(f"{_SCHEMA} {_COST} PRAGMA user_version={LEDGER_VERSION};")
         write_json(folder / "run.json", manifest)  # last: a folder with run.json is a whole run directory
         return cls(folder, manifest)
 
@@ -167,8 +189,15 @@ class RunStore:
         return store
 
     def record_images(self, rows: Sequence[ImageRow]) -> None:
-        """Enter images whose files are complete; one already entered stays as it was."""
-        self._insert("image", "INSERT OR IGNORE", rows)
+        """Enter images whose files are complete.
+
+        One that was made again keeps its id; where its file is another one now, its scores and its set's are removed.
+        """
+        changed = [(*row.key, row.sha256) for row in rows]
+        with self._database() as db:
+            db.executemany(f"DELETE FROM set_score WHERE (model, steps) IN (SELECT model, steps {_CHANGED})", changed)
+            db.executemany(f"DELETE FROM score WHERE image_id IN (SELECT id {_CHANGED})", changed)
+            db.executemany(_UPSERT_IMAGE, [astuple(row)[:-1] for row in rows])
 
     def record_scores(self, rows: Sequence[ScoreRow]) -> None:
         """Enter or replace per-image scores."""
@@ -191,6 +220,13 @@ class RunStore:
         with self._database() as db:
             for table in ("timing", "cost"):
                 db.execute(f"DELETE FROM {table} WHERE model = ? AND steps = ?", (model, steps))
+
+    def forget_scores(self, metric: str) -> None:
+        """Remove a metric's values and features, to score all images anew."""
+        with self._database() as db:
+            for table in ("score", "set_score"):
+                db.execute(f"DELETE FROM {table} WHERE metric = ?", (metric,))
+        shutil.rmtree(self.features_path(metric, "", 0).parent, ignore_errors=True)
 
     def images(self) -> list[ImageRow]:
         """All images, ordered by model, steps, prompt id and replicate: every model's images line up."""
@@ -237,14 +273,21 @@ class RunStore:
 
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self.folder / "ledger.sqlite", timeout=30)
         try:
-            with db:
+            with closing(sqlite3.connect(self.folder / "ledger.sqlite", timeout=30)) as db, db:
                 yield db
         except sqlite3.DatabaseError as error:
             raise InputError(f"{self.folder / 'ledger.sqlite'}: {error}") from error
-        finally:
-            db.close()
+
+
+@contextmanager
+def _starting(folder: Path) -> Iterator[None]:
+    """What keeps a run from being started in a folder, as InputError."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"can't start a run in {folder}: {reason}; choose another --out") from error
 
 
 def _only_a_start(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from hypersd_bench.contracts import MetricContext, MetricInfo
 from hypersd_bench.errors import InputError
+from hypersd_bench.reference import image_paths
 from metrics.factory import Factory
 from metrics.frechet import feature_distance
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 NUM_RENDERS = 512
 FIRST_RENDER_SEED = 10_000_000  # trainings draw from 0, prompt sets from 20 000 000
 BATCH_SIZE = 32
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(slots=True)
@@ -69,14 +69,6 @@ def held_out_renders() -> Iterator[NDArray[np.uint8]]:
         yield render(Scene(*parse_caption(captions[i % len(captions)]), FIRST_RENDER_SEED + i)).image
 
 
-def image_paths(folder: Path) -> list[Path]:
-    """List a reference folder's images in order of name; InputError for fewer than two."""
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if len(paths) < 2:
-        raise InputError(f"{folder}: a reference set needs at least two images ({', '.join(IMAGE_SUFFIXES)})")
-    return paths
-
-
 def read_square(path: Path) -> NDArray[np.uint8]:
     """Read an image's centre square: (S, S, 3) uint8 RGB; InputError for a broken file."""
     try:
@@ -95,15 +87,23 @@ def same_size_batches(images: Iterable[NDArray[np.uint8]]) -> Iterator[list[NDAr
             yield batch
 
 
+def _require_reference(context: MetricContext) -> None:
+    """Raise InputError where the own reference, pictures of scenes, says nothing of the images."""
+    if context.reference is None and not context.scenes:
+        raise InputError("needs a reference: give --reference FOLDER of real images")
+
+
 def _lite0(info: MetricInfo, context: MetricContext) -> Fid:
     from metrics.backbones import load_lite0
 
+    _require_reference(context)
     return Fid(info, load_lite0(context.device), context.reference)
 
 
 def _inception(info: MetricInfo, context: MetricContext) -> Fid:
     from metrics.backbones import load_inception
 
+    _require_reference(context)
     return Fid(info, load_inception(context.device), context.reference)
 
 

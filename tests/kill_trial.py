@@ -19,6 +19,8 @@ from hypersd_bench.runner.benchmark import run_benchmark
 from hypersd_bench.runner.plan import make_plan
 from hypersd_bench.runner.spec import load_spec
 
+LONGEST_S = 0.2  # from an image to the kill: some batches, or the scoring that follows the last
+
 
 def start(base: Path, folder: Path, out: Path) -> int:
     """Fork a process that runs the benchmark into ``out``; returns its id."""
@@ -41,36 +43,37 @@ def start(base: Path, folder: Path, out: Path) -> int:
 def images(run: Path) -> int:
     """How many images a ledger has; 0 where there is none yet."""
     if not (run / "run.json").exists():
-        return 0
+        return 0  # the ledger may be half-made
     with sqlite3.connect(run / "ledger.sqlite") as db:
         count: int = db.execute("SELECT COUNT(*) FROM image").fetchone()[0]
     db.close()
     return count
 
 
-def trial(base: Path, folder: Path, run: Path, moment_s: float) -> dict[str, object]:
-    """Kill a run at a moment, look at what it left, and let it go on to its end."""
+def trial(base: Path, folder: Path, run: Path, count: int, more_s: float) -> dict[str, object]:
+    """Kill a run some time after it has so many images, look at what it left, and let it go on to its end."""
     child = start(base, folder, run)
-    time.sleep(moment_s)
+    while images(run) < count and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        time.sleep(0.001)
+    time.sleep(more_s)
     os.kill(child, signal.SIGKILL)
     killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
     left = images(run)
     if os.waitpid(start(base, folder, run), 0)[1]:
-        raise SystemExit(f"{run} could not go on after a kill at {moment_s} s")
-    return {"run": str(run), "moment_s": moment_s, "killed": killed, "images": left}
+        raise SystemExit(f"{run} could not go on after a kill {more_s} s after {count} images")
+    return {"run": str(run), "count": count, "more_s": more_s, "killed": killed, "images": left}
 
 
 def main(base: Path, folder: Path, moments: int) -> None:
-    """One undisturbed run, then the trials, at moments spread over as long as that took."""
+    """One undisturbed run, then the trials, at moments spread over its images: before the first to after the last."""
     for name in ("brightness", "spread", "colour"):
         registry.METRICS[f"toy/{name}"] = f"tests.toy_metric:{name.upper()}"
     (folder / "prompts.txt").write_text("a fox\na car\na pizza left of a tree\na tree\na whale and a fox\n")
-    started = time.monotonic()
     if os.waitpid(start(base, folder, folder / "whole"), 0)[1]:
         raise SystemExit("the undisturbed run failed")
-    whole_s = time.monotonic() - started
+    whole = images(folder / "whole")
     rng = random.Random(0)
-    print(json.dumps([trial(base, folder, folder / f"trial-{i}", whole_s * (i + rng.random()) / moments * 0.95)
+    print(json.dumps([trial(base, folder, folder / f"trial-{i}", i * whole // moments, rng.uniform(0, LONGEST_S))
                       for i in range(moments)]))  # fmt: skip
 
 

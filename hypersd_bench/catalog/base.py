@@ -14,6 +14,8 @@ LICENSES = {
     "sd15": "CreativeML Open RAIL-M",
     "sd21": "CreativeML Open RAIL++-M",
 }
+UNCONFIRMED = "sampler: ours; the published rows name guidance and steps only"
+MIRROR = "; pipeline: a mirror, since the owner withdrew the repository"
 
 
 def models() -> list[ModelSpec]:
@@ -21,7 +23,7 @@ def models() -> list[ModelSpec]:
     return [
         replace(
             teacher(base, license=license),
-            unconfirmed="sampler: ours; the published rows name guidance and steps only",
+            unconfirmed=UNCONFIRMED + (MIRROR if base == "sd21" else ""),
             published=published(base, "teacher", TEACHER_STEPS),
         )
         for base, license in LICENSES.items()

@@ -17,6 +17,7 @@ import yaml
 
 from hypersd_bench.catalog.spec import HubWeights, Kind, ModelSpec
 from hypersd_bench.errors import InputError, unknown_name
+from hypersd_bench.hub import without_copies
 from hypersd_bench.sampling import (
     METADATA_KEY,
     SamplerContract,
@@ -170,8 +171,8 @@ def distilled_family(path: Path, family: str, base: str, license: str = "") -> l
 
 
 def weight_files(weights: Path) -> Sequence[Path]:
-    """The files of a LoRA, which is one, or of a UNet folder, which may be sharded."""
-    return sorted(weights.glob("*.safetensors")) if weights.is_dir() else [weights]
+    """The files of a LoRA, which is one, or those that are loaded of a UNet folder, which may be sharded."""
+    return without_copies(sorted(weights.glob("*.safetensors"))) if weights.is_dir() else [weights]
 
 
 def _students(path: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 0    done
 1    a check or a gate did not hold
-2    bad input, or a full disk
+2    bad input, a full disk, or too little memory
 70   a bug of ours; HYPERSD_BENCH_DEBUG=1 shows the traceback
 130  interrupted, and resumable
 """
@@ -20,7 +20,7 @@ import click
 from hypersd_bench import registry
 from hypersd_bench.cli.quiet import debugging, quiet_libraries
 from hypersd_bench.cli.shadows import PACKAGES, refuse_shadows
-from hypersd_bench.errors import HypersdBenchError, InputError, unknown_name
+from hypersd_bench.errors import HypersdBenchError, InputError, first_line, is_out_of_memory, unknown_name
 
 PROGRAM = "hypersd-bench"
 BUG, INTERRUPTED = 70, 130
@@ -100,11 +100,14 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _unexpected(error: Exception) -> int:
-    """Report what nobody foresaw: a full disk by its name, anything else as the bug that it is."""
+    """Report what nobody foresaw: a full disk and too little memory by their names, anything else as a bug."""
     if debugging():
         traceback.print_exc()
     if _is_disk_full(error):
         return _fail(f"the disk is full ({error}); free some space and run the same command again", 2)
+    if is_out_of_memory(error):
+        remedy = "end what else uses the device, lower --dtype or --batch-size, or use a device with more memory"
+        return _fail(f"out of memory ({first_line(error)}); {remedy}", 2)
     hint = "this is a bug; set HYPERSD_BENCH_DEBUG=1 for the traceback"
     return _fail(f"{type(error).__name__}: {error} ({hint})", BUG)
 

@@ -136,8 +136,9 @@ def _tell_truncated(cut: dict[str, Any]) -> None:
 def score(folder: Path, metrics: str | None, reference: Path | None, device: str | None, as_json: bool) -> None:
     """Score what RUN has not scored yet, by its own metrics or by others."""
     from hypersd_bench.contracts import MetricContext
+    from hypersd_bench.reference import image_paths
     from hypersd_bench.runner.benchmark import choose_device
-    from hypersd_bench.runner.plan import metric_infos
+    from hypersd_bench.runner.plan import draw_scenes, metric_infos
     from hypersd_bench.runner.score import score_run
     from hypersd_bench.store import RunStore, write_json
 
@@ -145,8 +146,14 @@ def score(folder: Path, metrics: str | None, reference: Path | None, device: str
     own = [entry["id"] for entry in store.manifest["metrics"]]
     ids = split_names(metrics) or own
     added = [asdict(info) for info in metric_infos(ids) if info.id not in own]
-    failed = score_run(store, ids, MetricContext(choose_device(device), reference))
-    if added:
+    spec = store.manifest["spec"]
+    if reference:
+        image_paths(reference)
+        spec["reference"] = str(reference.resolve())  # the run's from now on: its set scores are all of one reference
+    own_reference = Path(spec["reference"]) if spec.get("reference") else None
+    scenes = draw_scenes(model.get("pipeline", "") for model in store.manifest["models"])
+    failed = score_run(store, ids, MetricContext(choose_device(device), own_reference, scenes))
+    if added or reference:
         store.manifest["metrics"] += added
         write_json(folder / "run.json", store.manifest)
     for metric, reason in failed.items():

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import psutil
 
+from hypersd_bench.errors import first_line
 from hypersd_bench.health.finding import Finding
 from hypersd_bench.machine import Gpu, GpuProcess, gpu_of, gpu_processes, gpus, num_cores
 
@@ -25,8 +26,10 @@ def examine_compute() -> Iterator[Finding]:
     others = gpu_processes() if found else []  # both before torch opens the device and takes memory itself
     cuda = torch.cuda.is_available()
     if cuda:
-        yield _cuda(found[0].driver if found else None)
-        for name in (f"cuda:{i}" for i in range(torch.cuda.device_count())):
+        device = _cuda(found[0].driver if found else None)
+        yield device
+        cuda = device.state == "ok"  # a device that fails can't be asked for its address either
+        for name in (f"cuda:{i}" for i in range(torch.cuda.device_count()) if cuda):
             if gpu := gpu_of(name, found):
                 yield gpu_use(name, gpu, [process for process in others if process.bus_id == gpu.bus_id])
                 yield gpu_clocks(name, gpu)
@@ -113,7 +116,7 @@ def _cuda(driver: str | None) -> Finding:
         torch.ones(8, device="cuda").sum().item()
     except Exception as error:  # whatever the driver says
         remedy = "install a driver and a torch that fit this GPU, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
-        return Finding("device", "bad", f"cuda fails: {_first_line(error)} ({versions})", remedy)
+        return Finding("device", "bad", f"cuda fails: {first_line(error)} ({versions})", remedy)
     count = torch.cuda.device_count()
     more = f" and {count - 1} more" if count > 1 else ""
     memory = f"{properties.total_memory / _GIB:.0f} GiB"
@@ -128,12 +131,8 @@ def _why_no_cuda() -> str:
     try:
         torch.cuda.init()
     except Exception as error:
-        return _first_line(error)
+        return first_line(error)
     return "torch finds no CUDA device"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _of(value: float | None, limit: float | None, unit: str) -> str:

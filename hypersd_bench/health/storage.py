@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hypersd_bench.health.finding import Finding
-from hypersd_bench.hub import CACHE_VARIABLE, STATUS_TIMEOUT, HubStatus, hub_status
+from hypersd_bench.hub import CACHE_VARIABLE, STATUS_TIMEOUT, HubStatus, hub_status, own_cache
 
 _MIB, _GIB = 2**20, 2**30
 RUN_GIB, LEAST_GIB = 5.0, 0.25
@@ -31,11 +31,10 @@ def examine_disk(folder: Path) -> Finding:
 
 def examine_caches() -> Iterator[Finding]:
     """Look at the hub's cache and at this project's own."""
-    import pooch
     from huggingface_hub.constants import HF_HUB_CACHE
 
     yield hub_cache(Path(HF_HUB_CACHE))
-    own = Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("hypersd-bench")).expanduser()
+    own = own_cache()
     detail = f"{_size(own) / _MIB:.0f} MiB in {own}"
     if _writable(own):
         yield Finding("own cache", "ok", detail)

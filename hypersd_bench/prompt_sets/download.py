@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hypersd_bench import provenance
 from hypersd_bench.errors import InputError
+from hypersd_bench.hub import own_cache
 
 if TYPE_CHECKING:
     from requests import RequestException
@@ -46,9 +46,7 @@ class OwnerFile:
 
 def cache_folder() -> Path:
     """Where downloaded prompt files lie: the user's cache folder, or in HYPERSD_BENCH_CACHE."""
-    import pooch
-
-    return Path(os.environ.get("HYPERSD_BENCH_CACHE") or pooch.os_cache("hypersd-bench")) / "prompts"
+    return own_cache() / "prompts"
 
 
 def fetch(file: OwnerFile) -> Path:

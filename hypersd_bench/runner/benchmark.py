@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hypersd_bench.contracts import MetricContext
 from hypersd_bench.errors import InputError
 from hypersd_bench.host import keep_freed_memory
 from hypersd_bench.runner.generate import Engine, LocalEngine, generate
 from hypersd_bench.runner.manifest import extended, manifest
-from hypersd_bench.runner.plan import Plan, require_device
+from hypersd_bench.runner.plan import Plan, metric_context, require_device
 from hypersd_bench.runner.score import score_run
 from hypersd_bench.runner.timing import time_run
 from hypersd_bench.runner.truncation import count_truncated
@@ -27,6 +26,8 @@ def run_benchmark(plan: Plan, out: Path, device: str, engine: Engine | None = No
     require_device(plan, engine.device)
     keep_freed_memory()
     begun = RunStore.open(out) if (out / "run.json").exists() else None
+    if begun is None:
+        RunStore.refuse(out)  # before weights are brought
     plan, pins = bring(plan, begun.manifest.get("pins") if begun else None)
     wanted: dict[str, Any] = manifest(plan, device, out) | {"pins": pins}
     wanted["prompts"]["truncated"] = count_truncated(plan)
@@ -35,8 +36,12 @@ def run_benchmark(plan: Plan, out: Path, device: str, engine: Engine | None = No
         store.manifest = extended(begun, wanted, plan)
         write_json(out / "run.json", store.manifest)
     generate(plan, store, engine)
+    if machines := engine.machines():
+        known = store.manifest.get("workers", [])
+        store.manifest["workers"] = known + [machine for machine in machines if machine not in known]
+        write_json(out / "run.json", store.manifest)
     time_run(plan, store, engine)
-    failed = score_run(store, [info.id for info in plan.metrics], MetricContext(device, plan.spec.reference))
+    failed = score_run(store, [info.id for info in plan.metrics], metric_context(plan, device))
     return store, failed
 
 

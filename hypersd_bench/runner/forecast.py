@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
@@ -18,12 +17,15 @@ from typing import Any
 
 from hypersd_bench.errors import InputError
 from hypersd_bench.host import keep_freed_memory
+from hypersd_bench.machine import num_cores
 from hypersd_bench.runner.generate import missing
 from hypersd_bench.runner.manifest import manifest
-from hypersd_bench.runner.needs import Need, at_hand, needs_of, pixels_of
-from hypersd_bench.runner.plan import Configuration, Plan, by_pipeline, lacks_arithmetic
-from hypersd_bench.runner.probe import Probed, Speed, key_of, probe
-from hypersd_bench.runner.timing import GAIN, LARGER, LONGEST
+from hypersd_bench.runner.memory import key_of
+from hypersd_bench.runner.needs import Need, at_hand, needs_of, pixels_of, unscorable
+from hypersd_bench.runner.plan import Configuration, Plan, by_pipeline, lacks_arithmetic, metric_context
+from hypersd_bench.runner.probe import Probed, Speed, probe
+from hypersd_bench.runner.score import is_of_reference
+from hypersd_bench.runner.timing import GAIN, LARGER, LONGEST, Todo, settings_of
 from hypersd_bench.runner.truncation import count_truncated
 from hypersd_bench.store import RunStore
 
@@ -126,7 +128,7 @@ def forecast(plan: Plan, out: Path, device: str, probing: bool = True) -> Foreca
     rows = tuple(
         _configuration(c, here.get(str(c)), each, to_make[str(c)], measured, probed) for c in plan.configurations
     )
-    phases = tuple(_phases(plan, store, rows, here, to_make, start, probed))
+    phases = tuple(_phases(plan, store, rows, here, to_make, start, probed, device))
     disk = _disk(plan, out, store, needs, here, probed, rows)
     return Forecast(
         run=str(out),
@@ -157,18 +159,19 @@ def _probe(
 
     near = _nearest_folder(out)
     try:
-        with tempfile.TemporaryDirectory(prefix=".hypersd-bench-plan-", dir=near) as folder:
-            started = time.perf_counter()
-            whole = len(wanted) == len(plan.configurations)
-            if whole:
-                local = replace(plan, configurations=tuple(c for c, _ in wanted))
-                manifest(local, device, out)
-                count_truncated(local)
-            start = time.perf_counter() - started if whole else None
-            return start, probe(plan, wanted, device, Path(folder))
+        temporary = tempfile.TemporaryDirectory(prefix=".hypersd-bench-plan-", dir=near)
     except OSError as error:
         raise InputError(f"can't write to {near}, where the run would go: {error.strerror}; choose another --out, or "
                          "--no-probe") from error  # fmt: skip
+    with temporary as folder:
+        started = time.perf_counter()
+        whole = len(wanted) == len(plan.configurations)
+        if whole:
+            local = replace(plan, configurations=tuple(c for c, _ in wanted))
+            manifest(local, device, out)
+            count_truncated(local)
+        start = time.perf_counter() - started if whole else None
+        return start, probe(plan, wanted, device, Path(folder))
 
 
 class _Measured:
@@ -244,6 +247,7 @@ def _phases(
     to_make: Mapping[str, int],
     start: float | None,
     probed: Probed | None,
+    device: str,
 ) -> Iterator[Phase]:
     """The parts of a run in their order."""
     whole = len(here) == len(plan.configurations)
@@ -257,8 +261,8 @@ def _phases(
     images = None if None in seconds else sum(value for value in seconds if value is not None)
     yield Phase(name="images", seconds=images, note="" if images is not None else f"unknown {why}")
     if plan.spec.timing:
-        todo = [here[name] for name in _untimed(plan, store) if name in here]
-        timing = _timing_seconds(plan, todo, probed) if probed and known else None
+        todo = [(here[name], done) for name, done in _untimed(plan, store, device) if name in here]
+        timing = _timing_seconds(plan, todo, probed, device) if probed and known else None
         yield Phase(name="timing", seconds=timing, note="" if known else f"unknown {why}")
     if plan.metrics:
         unscored = ", ".join(probed.unscored) if probed else ""
@@ -277,37 +281,39 @@ def _load_seconds(local: Sequence[Configuration], num_prompts: int, probed: Prob
     return seconds + sum(probed.seats[pipeline, dtype, kind] for (pipeline, dtype, _), kind in seats.items())
 
 
-def _untimed(plan: Plan, store: RunStore | None) -> list[str]:
-    """The configurations that the timing pass has not measured under these settings yet."""
+def _untimed(plan: Plan, store: RunStore | None, device: str) -> list[tuple[str, int]]:
+    """The configurations that the timing pass has not measured to the end under these settings; their rounds done."""
     known = (store.manifest.get("timing") if store else None) or {}
     assert plan.spec.timing
-    done = known["measured"] if known.get("settings") == plan.spec.timing.model_dump(mode="json") else []
-    return [str(c) for c in plan.configurations if str(c) not in done]
+    done = known["rounds"] if known.get("settings") == settings_of(plan.spec.timing, device) else {}
+    found = [(str(c), done.get(str(c), 0)) for c in plan.configurations]
+    return [(name, rounds) for name, rounds in found if rounds < plan.spec.timing.rounds]
 
 
-def _timing_seconds(plan: Plan, todo: Sequence[Configuration], probed: Probed) -> float:
+def _timing_seconds(plan: Plan, todo: Todo, probed: Probed, device: str) -> float:
     """Seconds of the timing pass: in each round every model is seated, run once, warmed up and timed."""
     timing = plan.spec.timing
     assert timing
-    pipelines = [(c.pipeline, c.dtype) for c in by_pipeline(todo)]
+    pipelines = [(c.pipeline, c.dtype) for c in by_pipeline([c for c, _ in todo])]
     loaded = pipelines[:1] + timing.rounds * [after for before, after in pairwise(pipelines) if before != after]
     total = sum(probed.loads[pipeline] for pipeline in loaded)
-    for c in todo:
+    for c, done in todo:
         speed, text = probed.speeds[key_of(c)], probed.texts[c.pipeline, c.dtype]
         batch = timing.batch_size * text + speed.batch_seconds(timing.batch_size, c.steps, written=False)
-        total += timing.rounds * (probed.seats[c.pipeline, c.dtype, c.model.kind] + (1 + timing.warmup) * batch)
-        total += timing.repeats * batch
-        if timing.throughput:
-            total += _throughput_seconds(speed, c.steps, timing.batch_size)
+        rounds = range(done, timing.rounds)
+        total += len(rounds) * (probed.seats[c.pipeline, c.dtype, c.model.kind] + (1 + timing.warmup) * batch)
+        total += sum(len(range(number, timing.repeats, timing.rounds)) for number in rounds) * batch
+        if timing.throughput and not done:
+            total += _throughput_seconds(speed, c.steps, timing.batch_size, LONGEST[device.partition(":")[0]])
     return total
 
 
-def _throughput_seconds(speed: Speed, steps: int, first: int) -> float:
+def _throughput_seconds(speed: Speed, steps: int, first: int, longest: float) -> float:
     """Seconds of trying larger batches, three times each, for as long as they gain."""
     best = speed.batch_seconds(first, steps, written=False) / first
     total = 0.0
     for size in (size for size in LARGER if first < size <= speed.largest):
-        if best * size > LONGEST:
+        if best * size > longest:
             break
         seconds = speed.batch_seconds(size, steps, written=False)
         total += 3 * seconds
@@ -318,8 +324,9 @@ def _throughput_seconds(speed: Speed, steps: int, first: int) -> float:
 
 
 def _scoring_seconds(plan: Plan, store: RunStore | None, to_make: Mapping[str, int], probed: Probed) -> float:
-    """Seconds to score what has no score yet; images are read beside it."""
-    per_image: Counter[str] = Counter()
+    """Seconds to score what has no score yet; images are read beside it, on all cores."""
+    read = probed.read / num_cores()
+    one_pass: list[tuple[float, int]] = []  # seconds and images of each metric that shares it
     total = 0.0
     for info in plan.metrics:
         cost = probed.scoring.get(info.id)
@@ -327,7 +334,7 @@ def _scoring_seconds(plan: Plan, store: RunStore | None, to_make: Mapping[str, i
             continue
         images = plan.num_images
         if info.kind == "set":
-            done = {(row.model, row.steps) for row in store.set_scores() if row.metric == info.id} if store else set()
+            done = _scored_sets(store, info.id, plan.spec.reference) if store else set()
             todo = [c for c in plan.configurations if to_make[str(c)] or (c.label, c.steps) not in done]
             images = len(todo) * images // len(plan.configurations)
             total += len(todo) * cost.per_set
@@ -335,13 +342,29 @@ def _scoring_seconds(plan: Plan, store: RunStore | None, to_make: Mapping[str, i
             images -= sum(row.value is not None for row in store.scores(info.id).values()) if store else 0
             if info.kind == "prompt" and plan.spec.replicates == 1:
                 images = 0
-            if info.kind == "pair":
-                teachers = sum(c.model.family == "teacher" for c in plan.configurations)
-                images = images * (len(plan.configurations) - 1) // len(plan.configurations) if teachers else 0
         total += cost.once
-        per_image[info.id] = max(0, images)
-    scoring = sum(probed.scoring[name].image * count for name, count in per_image.items())
-    return total + max(scoring, probed.read * max(per_image.values(), default=0))
+        images = max(0, images)
+        if info.kind == "pair":
+            total += _pair_seconds(plan, images, cost.image, read)
+        else:
+            one_pass.append((cost.image * images, images))
+    return total + max(sum(seconds for seconds, _ in one_pass), read * max((n for _, n in one_pass), default=0))
+
+
+def _pair_seconds(plan: Plan, images: int, score: float, read: float) -> float:
+    """Seconds of a metric of pairs: the teacher's images are read once for all models."""
+    models = len(plan.configurations) - 1
+    if not models or not any(c.model.family == "teacher" for c in plan.configurations):
+        return 0.0
+    pairs = images * models / (models + 1)
+    return pairs * max(score, read * (1 + 1 / models))
+
+
+def _scored_sets(store: RunStore, metric: str, reference: Path | None) -> set[tuple[str, int]]:
+    """The models and step counts that have a value under a set metric; none where any is of another reference."""
+    rows = [row for row in store.set_scores() if row.metric == metric and row.value is not None]
+    one = all(is_of_reference(row, reference) for row in rows)
+    return {(row.model, row.steps) for row in rows} if one else set()
 
 
 def _disk(
@@ -427,10 +450,18 @@ def _notes(plan: Plan, here: Mapping[str, Configuration], probed: Probed | None,
         yield "time unknown until the weights are here; run: hypersd-bench fetch SPEC, then plan again"
     if probed:
         yield "times hold for a machine as busy as it is now (their error: benchmarks/test_forecast.py)"
-        for name, reason in probed.unscored.items():
-            yield f"{name} can't be computed: {reason}"
     elif not probing:
         yield "no probe was made: without --no-probe, a few batches tell the time"
+    for name, reason in (probed.unscored if probed else _without_reference(plan)).items():
+        yield f"{name} can't be computed: {reason}"
+
+
+def _without_reference(plan: Plan) -> dict[str, str]:
+    """The set metrics that can't be computed for want of a reference, with the reason."""
+    context = metric_context(plan, "cpu")
+    if context.reference or context.scenes:
+        return {}
+    return unscorable(replace(plan, metrics=tuple(info for info in plan.metrics if info.kind == "set")), context)
 
 
 def _nearest_folder(path: Path) -> Path:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from hypersd_bench.runner.maker import Finished, Job, Maker
 from hypersd_bench.runner.plan import Configuration, Plan, by_pipeline
-from hypersd_bench.runner.timing import Measured, measure
+from hypersd_bench.runner.timing import Measured, Todo, measure
 from hypersd_bench.store import ImageRow, RunStore, write_bytes
 
 IN_FLIGHT = 3  # batches whose files are being written while the device goes on
@@ -31,8 +33,12 @@ class Engine(Protocol):
         """Make images; yields the rows of those whose files are complete in ``folder``, in any order."""
         ...
 
-    def timings(self, plan: Plan, todo: Sequence[Configuration]) -> Iterator[Measured]:
+    def timings(self, plan: Plan, todo: Todo) -> Iterator[Measured]:
         """Measure what configurations cost, on one device; yields what there is to record as it comes."""
+        ...
+
+    def machines(self) -> list[dict[str, Any]]:
+        """The provenance of the machines that the images of this start were made on; none for this process's own."""
         ...
 
 
@@ -62,9 +68,13 @@ class LocalEngine:
             while written:
                 yield [future.result() for future in written.popleft()]
 
-    def timings(self, plan: Plan, todo: Sequence[Configuration]) -> Iterator[Measured]:
+    def timings(self, plan: Plan, todo: Todo) -> Iterator[Measured]:
         """Measure configurations here."""
         return measure(plan, todo, self.device)
+
+    def machines(self) -> list[dict[str, Any]]:
+        """None but this one."""
+        return []
 
 
 def generate(plan: Plan, store: RunStore, engine: Engine) -> None:
@@ -82,10 +92,21 @@ def generate(plan: Plan, store: RunStore, engine: Engine) -> None:
 
 def missing(plan: Plan, store: RunStore) -> list[tuple[Configuration, list[Job]]]:
     """What is still to do, models of one pipeline and precision together, and of one checkpoint."""
-    done = {row.key for row in store.images() if (store.folder / row.file).exists()}
+    rows = store.images()
+    here = _files_of(rows, store.folder)
+    done = {row.key for row in rows if row.file in here}
     jobs = [Job(prompt, replicate) for prompt in plan.prompts.prompts for replicate in range(plan.spec.replicates)]
     work = [
         (c, [job for job in jobs if (c.label, c.steps, job.prompt.id, job.replicate) not in done])
         for c in by_pipeline(plan.configurations)
     ]
     return [(c, todo) for c, todo in work if todo]
+
+
+def _files_of(rows: Sequence[ImageRow], folder: Path) -> set[str]:
+    """The files that lie in the rows' folders; each of those is listed once, however many images are in it."""
+    here: set[str] = set()
+    for part in {row.file.rpartition("/")[0] for row in rows}:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder / part) as entries:
+            here |= {f"{part}/{entry.name}" for entry in entries}
+    return here

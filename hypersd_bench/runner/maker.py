@@ -23,9 +23,10 @@ from torch import Tensor
 
 from hypersd_bench.bench import Bench
 from hypersd_bench.conditioning import Condition, join
+from hypersd_bench.errors import is_out_of_memory
 from hypersd_bench.pipelines import Pipeline, decode_latents, encode_empty, encode_prompts, sample_latents, to_uint8
 from hypersd_bench.prompts import Prompt
-from hypersd_bench.runner.memory import Batches, is_out_of_memory
+from hypersd_bench.runner.memory import Batches
 from hypersd_bench.runner.plan import Configuration, Plan
 from hypersd_bench.seeding import image_seed
 from hypersd_bench.store import ImageRow
@@ -51,12 +52,35 @@ class Finished:
     png: bytes
 
 
-@dataclass(frozen=True)
 class Embeddings:
-    """What a UNet is told of each prompt, by id, one row each on the CPU, and the unconditional input."""
+    """Prompts as a pipeline's text encoders give them: encoded when first asked for, then kept on the CPU.
 
-    by_prompt: dict[str, Condition]
-    empty: Condition
+    Always in the same blocks of the whole list, so that a run that goes on, or another worker, encodes alike.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self._prompts = prompts
+        self._places = {prompt.id: place for place, prompt in enumerate(prompts)}
+        self._blocks: dict[int, Condition] = {}
+        self._empty: Condition | None = None
+
+    def of(self, pipe: Pipeline, prompts: Sequence[Prompt]) -> Condition:
+        """What the UNet is told of prompts of the list, a row each, on the pipeline's device."""
+        return join(*(self._row(pipe, self._places[prompt.id]) for prompt in prompts)).to(pipe.device)
+
+    def empty(self, pipe: Pipeline) -> Condition:
+        """The unconditional input, one row, on the pipeline's device."""
+        if self._empty is None:
+            self._empty = encode_empty(pipe)
+        return self._empty
+
+    @torch.no_grad()
+    def _row(self, pipe: Pipeline, place: int) -> Condition:
+        block, row = divmod(place, ENCODE_BATCH)
+        if block not in self._blocks:
+            texts = [prompt.text for prompt in self._prompts[block * ENCODE_BATCH : (block + 1) * ENCODE_BATCH]]
+            self._blocks[block] = encode_prompts(pipe, texts).to("cpu")
+        return self._blocks[block].rows(slice(row, row + 1))
 
 
 class Maker:
@@ -66,7 +90,7 @@ class Maker:
         self.plan = plan
         self.bench = Bench(device)
         self.batches = Batches(plan.spec.batch_size, device)
-        self._embeddings: dict[tuple[str, str], Embeddings] = {}
+        self._embeddings = ("", "", Embeddings(()))  # of the pipeline and precision that were last asked for
         self._threads = ThreadPoolExecutor(WRITERS, thread_name_prefix="png")
 
     def __enter__(self) -> Maker:
@@ -82,10 +106,9 @@ class Maker:
 
     def embeddings(self, pipeline: str, dtype: str) -> Embeddings:
         """The plan's prompts as a pipeline encodes them: once for all of its models and step counts."""
-        key = (pipeline, dtype)
-        if key not in self._embeddings:
-            self._embeddings[key] = encode_all(self.bench.base(*key), self.plan.prompts.prompts)
-        return self._embeddings[key]
+        if self._embeddings[:2] != (pipeline, dtype):
+            self._embeddings = (pipeline, dtype, Embeddings(self.plan.prompts.prompts))
+        return self._embeddings[2]
 
     def batch_size(self, configuration: Configuration) -> int:
         """How many images of a configuration are made at once, as far as is known now."""
@@ -125,11 +148,10 @@ class Maker:
         self, pipe: Pipeline, configuration: Configuration, batch: Sequence[Job], embeddings: Embeddings
     ) -> Tensor:
         seeds = [image_seed(self.plan.spec.seed, job.prompt.id, job.replicate) for job in batch]
-        cond = join(*(embeddings.by_prompt[job.prompt.id] for job in batch)).to(pipe.device)
+        cond, empty = embeddings.of(pipe, [job.prompt for job in batch]), embeddings.empty(pipe)
         with self.batches.watched(configuration, len(batch)):
-            contract = configuration.model.contract
-            latents = sample_latents(pipe, contract, configuration.steps, cond, seeds, embeddings.empty.to(pipe.device))
-            return decode_latents(pipe, latents)
+            latents = sample_latents(pipe, configuration.model.contract, configuration.steps, cond, seeds, empty)
+        return decode_latents(pipe, latents)
 
     def _deliver(
         self,
@@ -156,17 +178,6 @@ class Maker:
             defect=find_defect(pixels, finite),
         )
         return Finished(row, png)
-
-
-@torch.no_grad()
-def encode_all(pipe: Pipeline, prompts: Sequence[Prompt]) -> Embeddings:
-    """Encode every prompt, and the empty one; batches are cut from the whole list, so a resumed run encodes alike."""
-    encoded: dict[str, Condition] = {}
-    for i in range(0, len(prompts), ENCODE_BATCH):
-        batch = prompts[i : i + ENCODE_BATCH]
-        cond = encode_prompts(pipe, [prompt.text for prompt in batch]).to("cpu")
-        encoded |= {prompt.id: cond.rows(slice(row, row + 1)) for row, prompt in enumerate(batch)}
-    return Embeddings(encoded, encode_empty(pipe).to("cpu"))
 
 
 def find_defect(pixels: NDArray[np.uint8], finite: bool = True) -> str:

@@ -16,7 +16,7 @@ from hypersd_bench.catalog.local import weight_files
 from hypersd_bench.catalog.spec import HubWeights, ModelSpec
 from hypersd_bench.errors import InputError
 from hypersd_bench.hub import check_whole, resolved_commit
-from hypersd_bench.pipelines import base_folder, pipeline_weights, weights_path
+from hypersd_bench.pipelines import DTYPES, base_folder, pipeline_weights, vae_dtype, weights_path
 from hypersd_bench.runner.plan import Configuration, Plan
 from hypersd_bench.store import RunStore
 
@@ -66,12 +66,23 @@ def extended(store: RunStore, wanted: Mapping[str, Any], plan: Plan) -> dict[str
     return {
         **wanted,
         "spec_hash": old["spec_hash"],  # the run's identity: studies and reports refer to it
+        "provenance": old["provenance"],
+        "starts": _starts(old, wanted),
+        "metrics": list({entry["id"]: entry for entry in (*old["metrics"], *wanted["metrics"])}.values()),
         "configurations": {**old["configurations"], **wanted["configurations"]},
         "models": _merged_models(old["models"], wanted["models"]),
         "prompts": max(wanted["prompts"], old["prompts"], key=lambda prompts: prompts["count"]),
         "notes": list(dict.fromkeys([*old["notes"], *wanted["notes"]])),
-        "timing": old.get("timing"),
+        "scored_versions": {entry["id"]: entry["version"] for entry in old["metrics"]} | old.get("scored_versions", {}),
+        **{key: old[key] for key in ("timing", "workers") if key in old},
     }
+
+
+def _starts(old: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The provenance of later starts that differs from the one before in anything but its time."""
+    starts = list(old.get("starts", []))
+    before = {**(starts[-1] if starts else old["provenance"]), "created": ""}
+    return starts if before == {**wanted["provenance"], "created": ""} else [*starts, wanted["provenance"]]
 
 
 def _another_spec(folder: Path, why: str) -> InputError:
@@ -101,7 +112,7 @@ def _configuration(configuration: Configuration, pipeline_hash: str) -> dict[str
         "weights": _checkpoint(configuration.model)["sha256"],
         "pipeline": pipeline_hash,
         "sampler": _sampler(configuration),
-        "precision": configuration.dtype,
+        "precision": _precision(configuration),
     }
     fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     return {**decisive, "fingerprint": fingerprint}
@@ -112,6 +123,13 @@ def _sampler(configuration: Configuration) -> dict[str, Any]:
     contract, steps = configuration.model.contract, configuration.steps
     used: dict[str, Any] = json.loads(replace(contract, timesteps={steps: contract.timesteps[steps]}).to_json())
     return used
+
+
+def _precision(configuration: Configuration) -> str:
+    """Of UNet and text encoders, and of the autoencoder where it is another."""
+    dtype = DTYPES[configuration.dtype]
+    vae = str(vae_dtype(configuration.pipeline, dtype)).removeprefix("torch.")
+    return configuration.dtype if vae == configuration.dtype else f"{configuration.dtype}, autoencoder {vae}"
 
 
 def _describe(plan: Plan, label: str, out: Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
-from hypersd_bench.errors import InputError
-from hypersd_bench.pipelines import base_folder, first_line
+from hypersd_bench.errors import InputError, first_line
+from hypersd_bench.pipelines import base_folder
 from hypersd_bench.runner.plan import Configuration
 
 MOST = 64  # more gain nothing, even for the miniature
@@ -31,7 +31,7 @@ class Batches:
 
     def size(self, configuration: Configuration) -> int:
         """The batch size to use now."""
-        return self._sizes.get(_key(configuration)) or self._first(configuration)
+        return self._sizes.get(key_of(configuration)) or self._first(configuration)
 
     def halve(self, configuration: Configuration, failed: int, error: Exception) -> None:
         """Take half of a size that did not fit; raises InputError when that was a single image."""
@@ -40,14 +40,14 @@ class Batches:
                 f"out of memory making one image of {configuration} on {self._device} ({first_line(error)}); end "
                 "what else uses the device, take a lower --dtype, or a device with more memory"
             ) from error
-        self._sizes[_key(configuration)] = max(1, failed // 2)
+        self._sizes[key_of(configuration)] = max(1, failed // 2)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     @contextmanager
     def watched(self, configuration: Configuration, count: int) -> Iterator[None]:
         """Watch what a batch takes; from the first one follows what the next may be."""
-        key = _key(configuration)
+        key = key_of(configuration)
         if self._wanted or key in self._sizes or self._device.type != "cuda":
             yield
             return
@@ -73,17 +73,8 @@ def power_of_two(count: int) -> int:
     return 1 << (max(1, min(count, MOST)).bit_length() - 1)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a device or here."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return (
-        "out of memory" in text or "DefaultCPUAllocator: can't allocate memory" in text or "not enough memory" in text
-    )
-
-
-def _key(configuration: Configuration) -> Key:
+def key_of(configuration: Configuration) -> Key:
+    """What memory and time of a batch depend on, apart from its size and the step count."""
     return (configuration.pipeline, configuration.dtype, configuration.model.contract.guidance_scale > 1)
 
 

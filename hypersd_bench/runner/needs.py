@@ -13,7 +13,7 @@ from hypersd_bench.catalog.spec import HubWeights, ModelSpec
 from hypersd_bench.contracts import MetricContext
 from hypersd_bench.errors import InputError
 from hypersd_bench.hub import check_whole, hub_status, look_up, resolved_commit
-from hypersd_bench.pipelines import base_folder, is_on_hub, weights_path
+from hypersd_bench.pipelines import base_folder, is_on_hub, pipeline_weights, weights_path
 from hypersd_bench.runner.plan import Configuration, Plan
 
 
@@ -95,7 +95,7 @@ def fetched(plan: Plan) -> list[Fetched]:
     for configuration in plan.configurations:
         folder, model = base_folder(configuration.pipeline), configuration.model
         if configuration.pipeline not in found:
-            weights = sorted(folder.rglob("*.safetensors"))
+            weights = pipeline_weights(configuration.pipeline, folder)
             found[configuration.pipeline] = _checked(configuration.pipeline, folder, weights)
         if model.weights is not None and str(model.weights) not in found:
             path = weights_path(model)

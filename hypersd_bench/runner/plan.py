@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,11 +13,14 @@ from hypersd_bench import registry
 from hypersd_bench.catalog.guard import as_asked
 from hypersd_bench.catalog.local import local_family, parse_contract, teacher
 from hypersd_bench.catalog.spec import HubWeights, ModelSpec
-from hypersd_bench.contracts import MetricInfo
+from hypersd_bench.contracts import MetricContext, MetricInfo
 from hypersd_bench.errors import InputError, unknown_name
 from hypersd_bench.pipelines import HUB_BASES, base_folder, is_on_hub
 from hypersd_bench.prompts import PromptSet, load_prompts
+from hypersd_bench.reference import image_paths
 from hypersd_bench.runner.spec import Contrast, ModelRef, RunSpec
+
+MOST_SCENE_WORDS = 1000  # the miniature's vocabulary has some 300 tokens, CLIP's 49,408
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Plan:
 def make_plan(spec: RunSpec, folder: Path = Path(), device: str = "cpu") -> Plan:
     """Resolve a spec for a device; relative paths are taken from ``folder``, where the spec lies."""
     known = catalogue(spec.base)
+    spec = spec.model_copy(update={"reference": _reference(spec.reference, folder)})
     pipeline = _pipeline(spec, folder)
     configurations = [
         configuration
@@ -103,6 +108,17 @@ def metric_infos(ids: Iterable[str]) -> tuple[MetricInfo, ...]:
     return tuple(registry.resolve("metric", id).info for id in ids)
 
 
+def metric_context(plan: Plan, device: str) -> MetricContext:
+    """What a plan's metrics are built from."""
+    scenes = draw_scenes(configuration.pipeline for configuration in plan.configurations)
+    return MetricContext(device, plan.spec.reference, scenes)
+
+
+def draw_scenes(pipelines: Iterable[str]) -> bool:
+    """Whether all of these draw the miniature's scenes: their text encoder knows little else than its captions."""
+    return all(pipeline == "pocket" or 0 < _vocabulary(pipeline) < MOST_SCENE_WORDS for pipeline in set(pipelines))
+
+
 def by_pipeline(configurations: Sequence[Configuration]) -> list[Configuration]:
     """Configurations in an order that loads each pipeline once, and seats each checkpoint once."""
     pipelines = list(dict.fromkeys((c.pipeline, c.dtype) for c in configurations))
@@ -129,6 +145,24 @@ def _dtype(dtype: str | None, base: str, device: str) -> str:
     return dtype or ("float32" if device.startswith("cpu") or base == "pocket" else "float16")
 
 
+def _reference(reference: Path | None, folder: Path) -> Path | None:
+    """The reference folder as an absolute path; raises InputError unless it holds images."""
+    if reference is None:
+        return None
+    found = (folder / reference.expanduser()).resolve()
+    image_paths(found)
+    return found
+
+
+def _vocabulary(pipeline: str) -> int:
+    """How many tokens the text encoder of a pipeline on this disk knows; 0 where that can't be told."""
+    try:
+        config = (Path(pipeline).expanduser() / "text_encoder" / "config.json").read_text(encoding="utf-8")
+        return int(json.loads(config)["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def _pipeline(spec: RunSpec, folder: Path) -> str:
     """Where the base's own pipeline is: relative folders are taken from the spec's."""
     if spec.pipeline and not is_on_hub(spec.pipeline):
@@ -146,9 +180,13 @@ def _configurations(
     for steps in ref.steps or spec.steps:
         picked = _pick(ref.name, candidates, steps, spec.force)
         model, breaches = as_asked(picked, steps, changes, spec.force)
+        runs_in = model.pipeline or pipeline
         if ref.revision and isinstance(model.weights, HubWeights):
             model = replace(model, weights=replace(model.weights, revision=ref.revision))
-        runs_in = model.pipeline or pipeline
+        elif ref.revision and model.kind == "base" and is_on_hub(runs_in):
+            runs_in = f"{HUB_BASES.get(runs_in, runs_in).partition('@')[0]}@{ref.revision}"
+        elif ref.revision:
+            raise InputError(f"model {ref.name!r}: revision is for weights of the hub, and these are on this disk")
         dtype = _dtype(ref.dtype or spec.dtype, spec.base, device)
         found.append(Configuration(ref.name, model, steps, runs_in, dtype, breaches))
     return found

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from hypersd_bench import registry
-from hypersd_bench.contracts import MetricContext
 from hypersd_bench.errors import InputError
 from hypersd_bench.runner.maker import ENCODE_BATCH, Finished, Job, Maker
-from hypersd_bench.runner.memory import Key
-from hypersd_bench.runner.plan import Configuration, Plan
+from hypersd_bench.runner.memory import Key, key_of
+from hypersd_bench.runner.plan import Configuration, Plan, metric_context
 from hypersd_bench.runner.score import load_images
 from hypersd_bench.runner.timing import Clock, peak_memory
 from hypersd_bench.store import CostRow, ImageRow, RunStore, write_bytes
@@ -101,11 +100,6 @@ class Probed:
     unscored: dict[str, str] = field(default_factory=dict)
 
 
-def key_of(configuration: Configuration) -> Key:
-    """What the time of a batch depends on, apart from its size and the step count."""
-    return (configuration.pipeline, configuration.dtype, configuration.model.contract.guidance_scale > 1)
-
-
 def probe(plan: Plan, wanted: Sequence[tuple[Configuration, int]], device: str, folder: Path) -> Probed:
     """Sample one configuration of each kind, in ``folder``, which is empty; then score what was made.
 
@@ -118,7 +112,8 @@ def probe(plan: Plan, wanted: Sequence[tuple[Configuration, int]], device: str, 
         for pipeline in dict.fromkeys((c.pipeline, c.dtype) for c, _ in wanted):
             mine = [c for c, _ in wanted if (c.pipeline, c.dtype) == pipeline]
             found.loads[pipeline] = _seconds(partial(maker.bench.base, *pipeline))
-            encoding = _seconds(partial(maker.embeddings, *pipeline))
+            encoder = partial(maker.embeddings(*pipeline).of, maker.bench.base(*pipeline))
+            encoding = _seconds(partial(encoder, few.prompts.prompts))
             found.texts[pipeline] = encoding / len(few.prompts.prompts)
             for key in dict.fromkeys(map(key_of, mine)):
                 _sample(maker, [(c, count) for c, count in wanted if key_of(c) == key], store, found)
@@ -250,7 +245,7 @@ def _score(plan: Plan, store: RunStore, device: str, found: Probed) -> None:
     started = time.perf_counter()
     images = load_images(store.folder, rows)
     found.read = (time.perf_counter() - started) / len(rows)
-    context = MetricContext(device, plan.spec.reference)
+    context = metric_context(plan, device)
     for info in plan.metrics:
         started = time.perf_counter()
         try:

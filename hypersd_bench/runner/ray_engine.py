@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -30,19 +31,22 @@ from ray._private import services
 from ray.exceptions import RayError, RayTaskError
 from tqdm import tqdm
 
-from hypersd_bench.errors import HypersdBenchError, InputError
+from hypersd_bench import provenance
+from hypersd_bench.errors import HypersdBenchError, InputError, first_line
 from hypersd_bench.host import keep_freed_memory
-from hypersd_bench.pipelines import first_line
+from hypersd_bench.hub import file_sha256
 from hypersd_bench.runner.generate import Work
 from hypersd_bench.runner.maker import WRITERS, Finished, Job, Maker
 from hypersd_bench.runner.plan import Configuration, Plan
-from hypersd_bench.runner.timing import Measured, measure
+from hypersd_bench.runner.timing import Measured, Todo, measure
+from hypersd_bench.runner.weights import local_weights
 from hypersd_bench.store import ImageRow, write_bytes
 
 CORES = 4  # of a CPU worker, where nobody says how many workers there shall be
 IN_FLIGHT = 2  # chunks a worker has: it denoises one while the other's pictures are coded and sent
 CHUNK_BATCHES = 2  # a call costs milliseconds, so few do; whoever dies takes at most IN_FLIGHT such chunks along
 DEATHS = 3  # in a row at one place, and the run stops: whatever kills its workers will kill the next
+DECISIVE = ("hypersd-bench", "torch", "diffusers", "transformers", "peft")  # packages that make other pictures
 PROBE_S = 10  # for a cluster to answer
 START_S = 600  # for any worker to start, on a cluster that others use too
 
@@ -65,6 +69,8 @@ class RayEngine:
         self._device = device
         self._verbose = verbose
         self._ours = False
+        self._machines: dict[str, dict[str, Any]] = {}
+        self._files: dict[str, str] | None = None
 
     def __enter__(self) -> RayEngine:
         try:
@@ -97,7 +103,8 @@ class RayEngine:
 
         size, cores = self._room()
         plan_there = ray.put(plan)
-        crew = Crew(work, size, plan.spec.batch_size or 1, lambda: self._hire(plan_there, cores, IN_FLIGHT))
+        meet = partial(self._meet, plan)
+        crew = Crew(work, size, plan.spec.batch_size or 1, lambda: self._hire(plan_there, cores, IN_FLIGHT), meet)
         try:
             with ThreadPoolExecutor(WRITERS, thread_name_prefix="files") as threads:
                 while crew.feed():
@@ -107,7 +114,11 @@ class RayEngine:
         finally:
             crew.dismiss()
 
-    def timings(self, plan: Plan, todo: Sequence[Configuration]) -> Iterator[Measured]:
+    def machines(self) -> list[dict[str, Any]]:
+        """The provenance of the workers' machines, each once."""
+        return list(self._machines.values())
+
+    def timings(self, plan: Plan, todo: Todo) -> Iterator[Measured]:
         """Measure configurations on a worker that has a GPU, or a machine's CPU, for itself.
 
         When it dies another one starts anew, and what is yielded then stands in place of what was yielded before.
@@ -117,7 +128,7 @@ class RayEngine:
         for _ in range(DEATHS):
             worker = self._hire(plan_there, cores, 1)
             try:
-                _wait([worker.hello.remote()], START_S)
+                self._meet(plan, ray.get(_wait([worker.hello.remote()], START_S)))
                 for ref in worker.timings.remote(todo):
                     yield ray.get(ref)
                 return
@@ -128,6 +139,24 @@ class RayEngine:
             finally:
                 ray.kill(worker)
         raise _gave_up(reason)
+
+    def _meet(self, plan: Plan, hello: Hello) -> None:
+        """Note a worker's machine; raises InputError where it would not make the same pictures as another."""
+        machine = hello.machine
+        self._machines[f"{machine['machine']}, {machine['device']}"] = machine
+        here = provenance.collect("cpu").packages
+        unlike = [name for name in DECISIVE if machine["packages"].get(name) != here.get(name)]
+        if unlike:
+            raise InputError(
+                f"a machine of the Ray cluster has {unlike[0]} {machine['packages'].get(unlike[0])}, and this one has "
+                f"{here.get(unlike[0])}; install the same versions on all of them"
+            )
+        if self._files is None:
+            self._files = {path: file_sha256(Path(path)) for path in local_weights(plan)}
+        for path, sha256 in hello.files.items():
+            if sha256 != self._files[path]:
+                raise InputError(f"{path} on a machine of the Ray cluster ({sha256[:12]}) is another file than here "
+                                 f"({self._files[path][:12]}); copy it there")  # fmt: skip
 
     def _connect(self) -> None:
         if ray.is_initialized():
@@ -201,6 +230,14 @@ class Made:
     batch_size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """A worker's machine: its provenance, and the hashes of the weights that a plan gives by path."""
+
+    machine: dict[str, Any]
+    files: dict[str, str]
+
+
 class Worker:
     """A device of the cluster at work on a plan; this runs in a process of its own.
 
@@ -218,8 +255,11 @@ class Worker:
         self.maker = Maker(plan, device)
         self.turn = Lock()
 
-    def hello(self) -> None:
-        """Return, once the worker has started."""
+    def hello(self) -> Hello:
+        """Say what the worker runs on, once it has started."""
+        with _place_named():
+            files = {path: file_sha256(Path(path)) for path in local_weights(self.plan)}
+            return Hello(provenance.collect(self.device).to_json(), files)
 
     def make(self, configuration: Configuration, jobs: Sequence[Job]) -> Made:
         """Make a chunk's images. The next chunk, in another thread, has the device once this one is denoised."""
@@ -229,7 +269,7 @@ class Worker:
                 batch_size = self.maker.batch_size(configuration)
             return Made([future.result() for future in futures], batch_size)
 
-    def timings(self, todo: Sequence[Configuration]) -> Iterator[Measured]:
+    def timings(self, todo: Todo) -> Iterator[Measured]:
         """Measure configurations."""
         with _place_named():
             yield from measure(self.plan, todo, self.device)
@@ -276,9 +316,12 @@ class Errand:
 class Crew:
     """Workers that share work: ``feed`` them and take what is done ``next``, until nothing is left."""
 
-    def __init__(self, work: Work, size: int, batch_size: int, hire: Callable[[], Any]) -> None:
+    def __init__(
+        self, work: Work, size: int, batch_size: int, hire: Callable[[], Any], meet: Callable[[Hello], None]
+    ) -> None:
         self._queues = [Queue(configuration, deque(jobs)) for configuration, jobs in work]
         self._hire = hire
+        self._meet = meet
         self._errands: dict[Any, Errand] = {}  # by the reference to their result
         self._seats = [Seat(batch_size) for _ in range(size)]
         for seat in self._seats:
@@ -297,7 +340,7 @@ class Crew:
         ref = _wait(list(self._errands), None if any(seat.started for seat in self._seats) else START_S)
         errand = self._errands.pop(ref)
         try:
-            made: Made | None = ray.get(ref)
+            answer: Made | Hello = ray.get(ref)
         except RayTaskError as error:
             raise _cause(error) from error
         except RayError as error:
@@ -306,10 +349,14 @@ class Crew:
         seat = errand.seat
         if errand.worker is seat.worker:
             seat.started = True
-            if made:
-                seat.batch_size, seat.deaths = made.batch_size, 0
+            if isinstance(answer, Made):
+                seat.batch_size, seat.deaths = answer.batch_size, 0
                 seat.chunks -= 1
-        return made.images if made else []
+        if isinstance(answer, Made):
+            return answer.images
+        if isinstance(answer, Hello):
+            self._meet(answer)
+        return []
 
     def dismiss(self) -> None:
         """End all workers, those too that have not started."""

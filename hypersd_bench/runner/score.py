@@ -1,6 +1,7 @@
 """Images to scores: each metric over every image, prompt, pair or set of images that it has not scored yet.
 
-All metrics but those of pairs share one pass: an image is read once for all of them.
+All metrics but those of pairs share one pass: an image is read once for all of them. For a metric of pairs, the
+teacher's image is read once for all models.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -20,12 +21,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hypersd_bench import registry
-from hypersd_bench.contracts import ImageMetric, Kind, MetricContext, PairMetric, PromptMetric, SetMetric
+from hypersd_bench.contracts import ImageMetric, MetricContext, MetricInfo, PairMetric, PromptMetric, SetMetric
 from hypersd_bench.errors import InputError
-from hypersd_bench.store import ImageRow, RunStore, ScoreRow, SetScoreRow
+from hypersd_bench.machine import num_cores
+from hypersd_bench.store import ImageRow, RunStore, ScoreRow, SetScoreRow, write_json
 
 BATCH_SIZE = 64
 AHEAD = 2  # batches read beforehand
+OWN_REFERENCE = "images of the metric's own reference"
+Picture = NDArray[np.uint8]  # (H, W, 3), RGB
 
 
 @dataclass(frozen=True)
@@ -43,28 +47,46 @@ class Task:
 
 def score_run(store: RunStore, metric_ids: Sequence[str], context: MetricContext) -> dict[str, str]:
     """Score a run's images; returns the metrics that could not be computed, with the reason."""
-    failed, metrics = {}, []
-    for metric_id in metric_ids:
-        factory = registry.resolve("metric", metric_id)
+    factories = [registry.resolve("metric", metric_id) for metric_id in metric_ids]
+    _forget_other_versions(store, [factory.info for factory in factories])
+    failed, tasks, pairs = {}, [], []
+    for factory in factories:
         try:
-            metrics.append(factory(context))
-        except InputError as error:  # weights that are not here: the rest of the run is still worth having
-            failed[metric_id] = str(error)
-            _record_missing(store, factory.info.kind, metric_id, str(error))
-    tasks = []
-    for metric in metrics:
-        match metric.info.kind:
-            case "image":
-                tasks.append(_image_task(store, metric))
-            case "prompt":
-                tasks.append(_prompt_task(store, metric))
-            case "set":
-                tasks.append(_set_task(store, metric, context))
+            metric = factory(context)
+            match metric.info.kind:
+                case "image":
+                    tasks.append(_image_task(store, metric))
+                case "prompt":
+                    tasks.append(_prompt_task(store, metric))
+                case "set":
+                    tasks.append(_set_task(store, metric, context))
+                case "pair":
+                    pairs.append(metric)
+        except InputError as error:  # weights or a reference not here: the rest of the run is still worth having
+            failed[factory.info.id] = str(error)
+            _record_missing(store, factory.info, context, str(error))
     _one_pass(store, tasks)
-    for metric in metrics:
-        if metric.info.kind == "pair":
-            _score_pairs(store, metric)
+    for metric in pairs:
+        _score_pairs(store, metric)
     return failed
+
+
+def _forget_other_versions(store: RunStore, infos: Sequence[MetricInfo]) -> None:
+    """Remove what a metric of another version has scored, and record the versions that score from now on.
+
+    The manifest's entries say what a run is asked for; ``scored_versions``, beside them, what its scores are of.
+    """
+    entries = store.manifest["metrics"]
+    known = {entry["id"]: entry["version"] for entry in entries} | store.manifest.get("scored_versions", {})
+    for info in infos:
+        if known.get(info.id, info.version) != info.version:
+            store.forget_scores(info.id)
+    versions = known | {info.id: info.version for info in infos}
+    installed = {info.id: asdict(info) for info in infos}
+    metrics = [installed.get(entry["id"], entry) for entry in entries]
+    if versions != store.manifest.get("scored_versions") or metrics != entries:
+        store.manifest |= {"scored_versions": versions, "metrics": metrics}
+        write_json(store.folder / "run.json", store.manifest)
 
 
 def _one_pass(store: RunStore, tasks: Sequence[Task]) -> None:
@@ -77,7 +99,8 @@ def _one_pass(store: RunStore, tasks: Sequence[Task]) -> None:
     ):
         for rows in groups:
             todo = [row for row in rows if row.id in wanted]
-            for batch, images in reader.read(_whole_prompts(todo)):
+            for batch, pictures in reader.read(_whole_prompts(todo)):
+                images = _stack(pictures)
                 for task in tasks:
                     mine = [i for i, row in enumerate(batch) if row.id in task.wants]
                     if mine:
@@ -89,11 +112,11 @@ def _one_pass(store: RunStore, tasks: Sequence[Task]) -> None:
 
 
 class _Reader:
-    """Reads batches of images in threads, some batches ahead."""
+    """Reads images in as many threads as there are cores, some batches ahead."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._threads = ThreadPoolExecutor(AHEAD)
+        self._threads = ThreadPoolExecutor(num_cores())
 
     def __enter__(self) -> _Reader:
         return self
@@ -101,16 +124,17 @@ class _Reader:
     def __exit__(self, *_: object) -> None:
         self._threads.shutdown(cancel_futures=True)
 
-    def read(self, batches: Iterable[Sequence[ImageRow]]) -> Iterator[tuple[Sequence[ImageRow], Tensor]]:
+    def read(self, batches: Iterable[Sequence[ImageRow]]) -> Iterator[tuple[Sequence[ImageRow], list[Picture]]]:
         """Give each batch with its images, in order."""
-        ahead: deque[tuple[Sequence[ImageRow], Future[Tensor]]] = deque()
+        ahead: deque[tuple[Sequence[ImageRow], list[Future[Picture]]]] = deque()
         for batch in batches:
-            ahead.append((batch, self._threads.submit(load_images, self._folder, batch)))
+            ahead.append((batch, [self._threads.submit(_read_image, self._folder, row) for row in batch]))
             if len(ahead) > AHEAD:
-                rows, images = ahead.popleft()
-                yield rows, images.result()
-        for rows, images in ahead:
-            yield rows, images.result()
+                rows, pictures = ahead.popleft()
+                yield rows, [picture.result() for picture in pictures]
+        while ahead:
+            rows, pictures = ahead.popleft()
+            yield rows, [picture.result() for picture in pictures]
 
 
 def _whole_prompts(rows: Sequence[ImageRow]) -> Iterator[list[ImageRow]]:
@@ -127,13 +151,19 @@ def _whole_prompts(rows: Sequence[ImageRow]) -> Iterator[list[ImageRow]]:
 
 def load_images(folder: Path, rows: Sequence[ImageRow]) -> Tensor:
     """Read images as (N, 3, H, W) uint8 RGB; grey and RGBA files are converted, a broken one raises InputError."""
-    pictures = []
-    for row in rows:
-        try:
-            with Image.open(folder / row.file) as picture:
-                pictures.append(np.asarray(picture.convert("RGB")))
-        except (OSError, ValueError) as error:
-            raise InputError(f"can't read {folder / row.file} ({error}); remove it and run again") from error
+    return _stack([_read_image(folder, row) for row in rows])
+
+
+def _read_image(folder: Path, row: ImageRow) -> Picture:
+    try:
+        with Image.open(folder / row.file) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"can't read {folder / row.file} ({error}); remove it and run again") from error
+
+
+def _stack(pictures: Sequence[Picture]) -> Tensor:
+    """Images of one size as (N, 3, H, W) uint8."""
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
 
@@ -170,16 +200,22 @@ def _prompt_task(store: RunStore, metric: PromptMetric) -> Task:
 
 
 def _set_task(store: RunStore, metric: SetMetric, context: MetricContext) -> Task:
-    """Extract features; a set that has grown since it was scored is extracted again."""
+    """Extract features; a set that has grown since it was scored is extracted again, and all are for a new reference.
+
+    Raises InputError when the reference can't be read; what there is of another is kept then.
+    """
     groups = [list(rows) for _, rows in groupby(sound(store.images()), lambda row: row.key[:2])]
-    have = {(row.model, row.steps): row.num_images for row in store.set_scores()
-            if row.metric == metric.info.id and row.value is not None}  # fmt: skip
+    scored = _set_values(store, metric.info.id)
+    renewed = not all(is_of_reference(row, context.reference) for row in scored)
+    have = {} if renewed else {(row.model, row.steps): row.num_images for row in scored}
     todo = [rows for rows in groups if have.get(rows[0].key[:2]) != len(rows)]
     if not todo:
         return Task(set(), lambda rows, pixels: None)
     reference = metric.reference()
-    _save_array(store.folder / "features" / metric.info.id.replace("/", "_") / "reference.npy", reference)
-    name = str(context.reference) if context.reference else f"{len(reference)} images of the metric's own reference"
+    if renewed:
+        store.forget_scores(metric.info.id)
+    _save_array(store.features_path(metric.info.id, "", 0).with_name("reference.npy"), reference)
+    name = str(context.reference) if context.reference else f"{len(reference)} {OWN_REFERENCE}"
     parts: list[NDArray[np.float32]] = []
 
     def take(rows: Sequence[ImageRow], pixels: Tensor) -> None:
@@ -209,16 +245,32 @@ def _score_pairs(store: RunStore, metric: PairMetric) -> None:
     missing = {_id(row): _why_unpaired(row, other, teacher) for row, other in pairs}
     _record_reasons(store, metric.info.id, {image_id: reason for image_id, reason in missing.items() if reason})
     todo = [(row, other) for row, other in pairs if other is not None and not missing[_id(row)]]
-    with tqdm(total=len(todo), desc=metric.info.id, unit="image", disable=not todo) as bar:
-        for batch in _one_model_each(todo):
-            rows, others = ([pair[side] for pair in batch] for side in (0, 1))
-            pixels, partner_pixels = load_images(store.folder, rows), load_images(store.folder, others)
-            if pixels.shape == partner_pixels.shape:
-                _record_values(store, metric.info.id, rows, metric.score_pairs(pixels, partner_pixels))
-            else:  # a model of another size
-                reason = f"{_size(pixels)} pixels, the teacher's has {_size(partner_pixels)}"
-                _record_reasons(store, metric.info.id, {_id(row): reason for row in rows})
+    with (
+        tqdm(total=len(todo), desc=metric.info.id, unit="image", disable=not todo) as bar,
+        _Reader(store.folder) as reader,
+    ):
+        for batch, pictures in reader.read(_beside_teacher(todo)):
+            read = dict(zip(map(_id, batch), pictures, strict=True))
+            rows = [row for row in batch if row.key[:2] != teacher]
+            others = [read[_id(partners[row.key[2:]])] for row in rows]
+            _score_batch_of_pairs(store, metric, rows, [read[_id(row)] for row in rows], others)
             bar.update(len(rows))
+
+
+def _score_batch_of_pairs(
+    store: RunStore, metric: PairMetric, rows: Sequence[ImageRow], mine: Sequence[Picture], others: Sequence[Picture]
+) -> None:
+    """Score images together with those of their size; one of another size than the teacher's is missing."""
+    by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i, (image, other) in enumerate(zip(mine, others, strict=True)):
+        if image.shape == other.shape:
+            by_size[image.shape].append(i)
+        else:
+            reason = f"{_size(image)} pixels, the teacher's has {_size(other)}"
+            _record_reasons(store, metric.info.id, {_id(rows[i]): reason})
+    for places in by_size.values():
+        values = metric.score_pairs(_stack([mine[i] for i in places]), _stack([others[i] for i in places]))
+        _record_values(store, metric.info.id, [rows[i] for i in places], values)
 
 
 def _teacher(store: RunStore) -> tuple[str, int] | None:
@@ -259,28 +311,46 @@ def _score_row(metric_id: str, row: ImageRow, value: float) -> ScoreRow:
         metric_id, _id(row), None, "the metric gave no finite value")  # fmt: skip
 
 
-def _record_missing(store: RunStore, kind: Kind, metric_id: str, reason: str) -> None:
+def _record_missing(store: RunStore, info: MetricInfo, context: MetricContext, reason: str) -> None:
+    """Record why a metric can't be computed; a set's distance to a reference that fits the images is kept."""
     images = store.images()
-    if kind != "set":
-        _record_reasons(store, metric_id, {_id(row): reason for row in images})
+    if info.kind != "set":
+        _record_reasons(store, info.id, {_id(row): reason for row in images})
         return
-    sizes: dict[tuple[str, int], int] = defaultdict(int)
-    for row in images:
-        sizes[row.model, row.steps] += 1
-    store.record_set_scores([SetScoreRow(metric_id, m, s, None, n, "", reason) for (m, s), n in sizes.items()])
+    scored = _set_values(store, info.id)
+    if not context.scenes and any(is_of_reference(row, None) for row in scored):  # photographs against scenes
+        store.forget_scores(info.id)
+        scored = []
+    sizes = Counter((row.model, row.steps) for row in images)
+    for row in scored:
+        sizes.pop((row.model, row.steps), None)
+    store.record_set_scores([SetScoreRow(info.id, m, s, None, n, "", reason) for (m, s), n in sizes.items()])
 
 
-def _one_model_each(
-    pairs: Sequence[tuple[ImageRow, ImageRow]],
-) -> Iterator[Sequence[tuple[ImageRow, ImageRow]]]:
-    """Batches of pairs, none of two models, whose images may differ in size."""
-    for _, group in groupby(pairs, lambda pair: pair[0].key[:2]):
+def _set_values(store: RunStore, metric_id: str) -> list[SetScoreRow]:
+    return [row for row in store.set_scores() if row.metric == metric_id and row.value is not None]
+
+
+def is_of_reference(row: SetScoreRow, reference: Path | None) -> bool:
+    """Whether a set score is a distance to this reference; None: the metric's own."""
+    return row.reference == str(reference) if reference else row.reference.endswith(OWN_REFERENCE)
+
+
+def _beside_teacher(pairs: Iterable[tuple[ImageRow, ImageRow]]) -> Iterator[list[ImageRow]]:
+    """Batches of about ``BATCH_SIZE`` images, prompt by prompt: each of the teacher's, and all models' beside it."""
+    batch: list[ImageRow] = []
+    for _, group in groupby(sorted(pairs, key=lambda pair: pair[1].key), lambda pair: pair[1].key):
         mine = list(group)
-        yield from (mine[i : i + BATCH_SIZE] for i in range(0, len(mine), BATCH_SIZE))
+        batch += [mine[0][1], *(row for row, _ in mine)]
+        if len(batch) >= BATCH_SIZE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
-def _size(images: Tensor) -> str:
-    return f"{images.shape[3]}x{images.shape[2]}"
+def _size(picture: Picture) -> str:
+    return f"{picture.shape[1]}x{picture.shape[0]}"
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:

@@ -114,7 +114,7 @@ class RunSpec(_Strict):
     metrics: tuple[str, ...] = ()
     baseline: str | None = None  # what the others are compared with; None: the first model
     contrasts: tuple[Contrast, ...] = ()  # pairs of models that a page of results compares, beside the baseline
-    reference: Path | None = None  # images for set metrics; None: the metric's own
+    reference: Path | None = None  # folder of images for set metrics; None: the metric's own, if it has one
     batch_size: int | None = Field(None, ge=1)
     force: bool = False
     timing: Timing | None = Timing()
@@ -147,7 +147,7 @@ def add_models(path: Path | None, flags: dict[str, Any], more: Sequence[str], co
         ref |= {"contract": contract} if contract else {}
         ref |= {"path": _absolute(ref["path"])} if path else {}
     if path:
-        flags = flags | {name: _absolute(flags[name]) for name in ("prompts", "prompts_file", "pipeline")}
+        flags = flags | {name: _absolute(flags[name]) for name in ("prompts", "prompts_file", "pipeline", "reference")}
     if path and refs and not flags.get("models"):
         refs = [*_read_yaml(path).get("models", []), *refs]
     return flags | {"models": refs or None}

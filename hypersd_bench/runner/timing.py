@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from hypersd_bench.bench import Bench
+from hypersd_bench.errors import is_out_of_memory
 from hypersd_bench.machine import machine_state
 from hypersd_bench.pipelines import (
     Pipeline,
@@ -27,7 +28,8 @@ from hypersd_bench.pipelines import (
     sample_latents,
     with_unet,
 )
-from hypersd_bench.runner.memory import Batches, is_out_of_memory
+from hypersd_bench.provenance import device_name
+from hypersd_bench.runner.memory import Batches
 from hypersd_bench.runner.plan import Configuration, Plan, by_pipeline
 from hypersd_bench.runner.spec import Timing
 from hypersd_bench.seeding import image_seed
@@ -38,14 +40,20 @@ if TYPE_CHECKING:
 
 LARGER = (4, 16, 64)  # batch sizes tried for throughput
 GAIN = 1.03  # less than this much faster per image, and larger ones are not tried
-LONGEST = 5.0  # seconds; a batch that would take longer is not tried
+LONGEST = {"cpu": 5.0, "cuda": 60.0}  # seconds; a batch that would take longer is not tried
+Todo = Sequence[tuple[Configuration, int]]  # what to measure, and how many of its rounds are done
 _CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 
 @dataclass
 class Measured:
-    """What was measured of one configuration at a time; and of the machine ``before`` and ``after`` all of them."""
+    """What was measured of one configuration in a round, and the state of the machine right after it.
 
+    rounds: how many of the configuration's rounds are done with it.
+    """
+
+    of: str
+    rounds: int
     timings: list[TimingRow] = field(default_factory=list)
     costs: list[CostRow] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=dict)
@@ -56,40 +64,43 @@ def time_run(plan: Plan, store: RunStore, engine: Engine) -> None:
     timing = plan.spec.timing
     if timing is None:
         return
-    settings = timing.model_dump(mode="json")
+    settings = settings_of(timing, engine.device)
     known = store.manifest.get("timing") or {}
-    have = known["measured"] if known.get("settings") == settings else []
-    todo = [c for c in plan.configurations if str(c) not in have]
-    if not todo:
-        return
-    for c in todo:
-        store.forget_timings(c.label, c.steps)
-    machine: dict[str, Any] = {}
-    with tqdm(total=timing.rounds * len(todo), desc="cost", unit="configuration") as bar:
+    if known.get("settings") != settings:  # other settings, or another card: what is there can't stand beside it
+        known = {"settings": settings, "rounds": {}, "machine": {}}
+    todo = [(c, done) for c in plan.configurations if (done := known["rounds"].get(str(c), 0)) < timing.rounds]
+    for c, done in todo:
+        if not done:
+            store.forget_timings(c.label, c.steps)
+    with tqdm(total=sum(timing.rounds - done for _, done in todo), desc="cost", unit="round", disable=not todo) as bar:
         for measured in engine.timings(plan, todo):
             store.record_timings(measured.timings)
             store.record_costs(measured.costs)
-            machine |= measured.machine
-            if measured.timings:
-                bar.set_postfix_str(f"{measured.timings[0].model}@{measured.timings[0].steps}")
-                bar.update()
-    store.manifest["timing"] = {"settings": settings, **machine, "measured": [*have, *map(str, todo)]}
-    write_json(store.folder / "run.json", store.manifest)
+            known["rounds"][measured.of] = measured.rounds
+            known["machine"][measured.of] = measured.machine
+            store.manifest["timing"] = known
+            write_json(store.folder / "run.json", store.manifest)
+            bar.set_postfix_str(measured.of)
+            bar.update()
 
 
-def measure(plan: Plan, todo: Sequence[Configuration], device: str) -> Iterator[Measured]:
+def settings_of(timing: Timing, device: str) -> dict[str, Any]:
+    """What a measurement depends on: the spec's settings, and the device by its name."""
+    return {**timing.model_dump(mode="json"), "device": device_name(device)}
+
+
+def measure(plan: Plan, todo: Todo, device: str) -> Iterator[Measured]:
     """Measure configurations, in rounds; yields what there is to record as it comes."""
     timing = plan.spec.timing
     assert timing is not None
     bench, batches = Bench(device), Batches(plan.spec.batch_size, device)
     loads: dict[tuple[str, str], float] = {}
-    yield Measured(machine={"before": machine_state(device)})
-    ordered = by_pipeline(todo)
+    done = {str(c): rounds for c, rounds in todo}
+    ordered = by_pipeline([c for c, _ in todo])
     for number in range(timing.rounds):
-        share = range(number, timing.repeats, timing.rounds)  # the repeats of this round
         for configuration in ordered if number % 2 == 0 else reversed(ordered):
-            yield _measure(plan, timing, bench, batches, loads, configuration, share, first=number == 0)
-    yield Measured(machine={"after": machine_state(device)})
+            if done[str(configuration)] <= number:
+                yield _measure(plan, timing, bench, batches, loads, configuration, number)
     bench.clear()
 
 
@@ -100,15 +111,14 @@ def _measure(
     batches: Batches,
     loads: dict[tuple[str, str], float],
     configuration: Configuration,
-    repeats: range,
-    first: bool,
+    number: int,
 ) -> Measured:
     """One configuration's share of the repeats, and in the first round its cold start, memory and throughput.
 
     loads: seconds that each pipeline took to load, the first time; its later models find it on the device.
     """
     clock = Clock(plan, configuration, str(bench.device))
-    found = Measured()
+    found, first = Measured(str(configuration), number + 1), number == 0
     key, started = (configuration.pipeline, configuration.dtype), time.perf_counter()
     bench.base(*key)
     loaded = time.perf_counter()
@@ -124,8 +134,9 @@ def _measure(
     for i in range(timing.warmup):
         clock.run(pipe, timing.batch_size, i)
     with peak_memory(clock, timing.batch_size, found.costs if first else []):
-        for repeat in repeats:
+        for repeat in range(number, timing.repeats, timing.rounds):  # this round's share
             found.timings += clock.run(pipe, timing.batch_size, repeat)
+    found.machine = machine_state(clock.device)  # while it is warm
     if first and timing.throughput:
         _measure_throughput(clock, pipe, timing, batches, found)
     return found
@@ -138,7 +149,7 @@ def _measure_throughput(clock: Clock, pipe: Pipeline, timing: Timing, batches: B
     for size in (size for size in LARGER if timing.batch_size < size):
         if clock.on_cpu and size > batches.size(clock.configuration):
             return
-        if best * size > LONGEST:
+        if best * size > LONGEST["cpu" if clock.on_cpu else "cuda"]:
             return
         try:
             with peak_memory(clock, size, found.costs):
@@ -231,6 +242,7 @@ def peak_memory(clock: Clock, batch_size: int, costs: list[CostRow]) -> Iterator
         if (peak := _peak_rss()) is not None:
             costs.append(clock.cost("peak-memory", peak, batch_size, "bytes"))
         return
+    torch.cuda.empty_cache()  # what larger batches left reserved is not this one's
     torch.cuda.reset_peak_memory_stats(clock.device)
     yield
     costs.append(clock.cost("peak-memory", torch.cuda.max_memory_allocated(clock.device), batch_size, "bytes"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from transformers import CLIPTokenizer
 
+from hypersd_bench.errors import InputError, first_line
 from hypersd_bench.pipelines import base_folder
 from hypersd_bench.runner.plan import Plan
 
@@ -17,8 +19,16 @@ def count_truncated(plan: Plan) -> dict[str, Any]:
     limit = 0
     for pipeline in dict.fromkeys(c.pipeline for c in plan.configurations):
         for folder in sorted(base_folder(pipeline).glob("tokenizer*")):
-            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = _tokenizer(folder)
             limit = tokenizer.model_max_length
             lengths = [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False).input_ids]
             cut |= {p.id for p, length in zip(plan.prompts.prompts, lengths, strict=True) if length > limit}
     return {"count": len(cut), "ids": sorted(cut), "limit": limit}
+
+
+def _tokenizer(folder: Path) -> CLIPTokenizer:
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises Exception itself
+        raise InputError(f"{folder} holds no whole CLIP tokenizer ({first_line(error)}); delete it and download the "
+                         "pipeline again, or copy it anew") from error  # fmt: skip

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
+from hypersd_bench.catalog.local import weight_files
 from hypersd_bench.catalog.spec import HubWeights
 from hypersd_bench.hub import resolved_commit
-from hypersd_bench.pipelines import base_folder, is_on_hub, weights_path
+from hypersd_bench.pipelines import base_folder, is_on_hub, pipeline_weights, weights_path
 from hypersd_bench.runner.plan import Configuration, Plan
 
 
@@ -37,3 +39,14 @@ def _bring(configuration: Configuration, pins: dict[str, str]) -> Configuration:
     if model.weights is not None:
         weights_path(model)
     return replace(configuration, model=model, pipeline=pipeline)
+
+
+def local_weights(plan: Plan) -> list[str]:
+    """The weight files that a plan gives by path, of models and pipelines, apart from the miniature's."""
+    files: list[Path] = []
+    for configuration in plan.configurations:
+        if isinstance(configuration.model.weights, Path):
+            files += weight_files(configuration.model.weights)
+        if configuration.pipeline != "pocket" and not is_on_hub(configuration.pipeline):
+            files += pipeline_weights(configuration.pipeline, base_folder(configuration.pipeline))
+    return sorted({str(file) for file in files})

@@ -233,6 +233,30 @@ def test_the_status_says_whether_the_hub_answers(hub: StandInHub, tmp_path: Path
     assert offline == [hub.url, True, False, "offline mode is on", "none"]
 
 
+def test_an_address_that_is_no_hub_is_said_to_be_none(hub: StandInHub, tmp_path: Path) -> None:
+    code = "from dataclasses import astuple\nprint(json.dumps(astuple(hub_status())))"
+    (malformed,), _ = run(code, environment(hub, tmp_path, HF_ENDPOINT="htp:/user:secret@nowhere"))
+    assert malformed[:3] == ["htp:/nowhere", False, False]
+    assert "protocol" in malformed[3]
+    no_hub = hub.cdn.removesuffix("/cdn")  # answers 404
+    (other,), _ = run(code, environment(hub, tmp_path, HF_ENDPOINT=no_hub))
+    assert other == [no_hub, False, False, "it answers 404, and not as a hub does", "none"]
+    hub.fail("api/whoami-v2", status=404)  # a mirror of models alone
+    (mirror,), _ = run(code, environment(hub, tmp_path, HF_TOKEN="hf_a"))
+    assert mirror == [hub.url, False, True, "", "unchecked"]
+
+
+def test_a_cache_that_can_not_be_written_is_named(hub: StandInHub, tmp_path: Path) -> None:
+    hub.add("acme/tiny", {"a.safetensors": SMALL, "config.json": b"{}"})
+    (tmp_path / "file").write_text("x")
+    code = "tell(fetch_file, 'acme/tiny', 'a.safetensors')\ntell(fetch_folder, 'acme/tiny', allow=['*'])\n"
+    for said in run(code, environment(hub, tmp_path / "file" / "home"))[0]:
+        assert said.startswith("InputError: can't use ")
+        assert str(tmp_path / "file") in said
+        assert said.endswith("set HF_HOME to a folder that you can write to")
+        assert "\n" not in said
+
+
 # whether it is whole
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,59 @@ def test_a_folder_of_something_else(spec: Path, tmp_path: Path, capsys: pytest.C
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
     assert "not an empty folder" in refused(capsys, str(spec), "--out", str(tmp_path / "thesis"))
     assert os.listdir(tmp_path / "thesis") == ["chapter.tex"]
+
+
+@pytest.mark.parametrize("out", ["file", "file/run", "/proc/run"])
+def test_an_out_that_can_not_be_written_is_refused_before_weights_come(
+    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr("hypersd_bench.runner.benchmark.bring", lambda *_: pytest.fail("weights were brought"))
+    assert "choose another --out" in refused(capsys, str(spec), "--out", str(tmp_path / out))
+
+
+def test_a_broken_tokenizer_is_named(
+    base: Path, spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "base"
+    shutil.copytree(base, mine)
+    for file in (mine / "tokenizer").iterdir():
+        file.write_text("{")
+    change(spec, base=str(mine))
+    arguments = [str(spec), "--out", str(tmp_path / "run")]
+    assert f"{mine / 'tokenizer'} holds no whole CLIP tokenizer" in refused(capsys, *arguments)
+    assert main(["plan", *arguments]) == 2
+    assert f"{mine / 'tokenizer'} holds no whole CLIP tokenizer" in capsys.readouterr().err
+
+
+def test_what_another_program_put_beside_the_weights_is_not_checked(
+    base: Path, spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "base"
+    shutil.copytree(base, mine)
+    (mine / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"half a file")
+    change(spec, base=str(mine))
+    assert main(["fetch", str(spec)]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+
+
+def test_an_image_that_was_deleted_is_made_again_and_entered_anew(
+    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    assert main(["run", str(spec), "--out", str(out)]) == 0
+    store = RunStore.open(out)
+    rows = store.images()
+    store.record_images([replace(rows[0], sha256="0" * 64)])  # as of a file that was another one
+    (out / rows[0].file).unlink()
+    listed, real = [], os.scandir
+    monkeypatch.setattr(
+        "hypersd_bench.runner.generate.os.scandir", lambda folder: listed.append(str(folder)) or real(folder)
+    )
+    assert main(["run", str(spec), "--out", str(out)]) == 0
+    assert store.images() == rows
+    assert listed.count(str(out / "images" / "teacher" / "1")) == 1
+    capsys.readouterr()
 
 
 def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(

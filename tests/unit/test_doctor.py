@@ -187,6 +187,19 @@ def test_a_gpu_that_torch_cannot_use_says_why(monkeypatch: pytest.MonkeyPatch) -
     assert "unset CUDA_VISIBLE_DEVICES" in compute.without_cuda(parse_gpus(LAPTOP)).remedy
 
 
+def test_a_gpu_that_fails_is_a_finding_and_not_asked_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    def properties(_: object) -> object:
+        raise RuntimeError("CUDA error: no kernel image is available.\nCompile with TORCH_USE_CUDA_DSA")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    found = {finding.name: finding for finding in compute.examine_compute()}
+    assert set(found) == {"device", "threads", "bf16"}
+    assert found["device"].state == "bad"
+    assert found["device"].detail.startswith("cuda fails: CUDA error: no kernel image is available (")
+
+
 def test_a_cuda_machine_is_examined_gpu_by_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     buses = {"cuda:0": 0xC7, "cuda:1": 0x0F}  # torch counts the other way round
 

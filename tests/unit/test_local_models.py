@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from hypersd_bench.catalog.hyper_sd import models as hyper_sd
-from hypersd_bench.catalog.local import local_family, parse_contract
+from hypersd_bench.catalog.local import local_family, parse_contract, weight_files
 from hypersd_bench.errors import InputError
 from hypersd_bench.runner.plan import catalogue
 from hypersd_bench.sampling import METADATA_KEY, SamplerContract, lcm, tcd
@@ -34,6 +34,13 @@ def weights(path: Path, tensor: str = "unet.mid.lora_A.weight", contract: Sample
 )
 def test_contracts_in_words(text: str, expected: SamplerContract) -> None:
     assert parse_contract(text, KNOWN) == expected
+
+
+def test_a_copy_of_a_unet_that_another_program_fetched_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for name in ("model", "model.fp16", "model.non_ema"):
+        save_file({"conv_in.weight": np.zeros(1)}, tmp_path / f"diffusion_pytorch_{name}.safetensors")
+    assert [file.name for file in weight_files(tmp_path)] == ["diffusion_pytorch_model.safetensors"]
 
 
 def test_a_contract_file(tmp_path: Path) -> None:

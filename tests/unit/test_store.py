@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hypersd_bench.errors import InputError
-from hypersd_bench.store import CostRow, ImageRow, RunStore, ScoreRow, TimingRow, write_bytes
+from hypersd_bench.store import CostRow, ImageRow, RunStore, ScoreRow, SetScoreRow, TimingRow, write_bytes
 
 MANIFEST = {"spec_hash": "abc", "metrics": []}
 ROW = ImageRow("m", 4, "p0", "a fox", 0, 7, "images/m/4/p0_0.png", "0" * 64, "m-4steps")
@@ -27,6 +27,52 @@ def test_a_run_is_gone_on_with_and_never_started_over(tmp_path: Path) -> None:
     assert [row.replicate for row in again.images()] == [0, 1]
     with pytest.raises(InputError, match="not an empty folder"):
         RunStore.create(tmp_path / "run", MANIFEST)
+
+
+def test_an_image_made_again_keeps_its_id_and_loses_what_its_old_file_scored(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "run", MANIFEST)
+    store.record_images([ROW, replace(ROW, replicate=1), replace(ROW, steps=8)])
+    before = {row.key: row.id for row in store.images()}
+    store.record_scores([ScoreRow("clip", image_id, 3.5) for image_id in before.values() if image_id])
+    store.record_set_scores([SetScoreRow("fid", "m", steps, 9.0, 2, "coco") for steps in (4, 8)])
+    store.record_images([ROW, replace(ROW, replicate=1, sha256="1" * 64, defect="black", checkpoint="other")])
+    again = next(row for row in store.images() if row.replicate == 1)
+    assert {row.key: row.id for row in store.images()} == before
+    assert (again.sha256, again.defect, again.checkpoint) == ("1" * 64, "black", "other")
+    assert set(store.scores("clip")) == set(before.values()) - {again.id}
+    assert [row.steps for row in store.set_scores()] == [8]
+
+
+@pytest.mark.parametrize("folder", ["file", "file/run", "/proc/run", "/proc/self/a/run"])
+def test_where_nothing_can_be_written_no_run_is_started(tmp_path: Path, folder: str) -> None:
+    if folder.startswith("/proc") and not Path("/proc/self").exists():
+        pytest.skip("no /proc here")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="choose another --out"):
+        RunStore.refuse(tmp_path / folder)
+    with pytest.raises(InputError, match="choose another --out"):
+        RunStore.create(tmp_path / folder, MANIFEST)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_of_somebody_elses_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="Permission denied; choose another --out"):
+        RunStore.refuse(tmp_path / "run")
+
+
+def test_a_folder_that_is_fine_is_left_as_it_was(tmp_path: Path) -> None:
+    RunStore.refuse(tmp_path / "a" / "run")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_ledger_that_can_not_be_opened_is_named(tmp_path: Path) -> None:
+    store = RunStore.create(tmp_path / "run", MANIFEST)
+    (store.folder / "ledger.sqlite").unlink()
+    (store.folder / "ledger.sqlite").mkdir()
+    with pytest.raises(InputError, match=r"ledger\.sqlite: unable to open"):
+        RunStore.open(store.folder)
 
 
 def test_a_ledger_without_costs_gets_them(tmp_path: Path) -> None:
