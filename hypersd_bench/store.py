@@ -168,6 +168,13 @@ class RunStore:
         return cls(folder, manifest)
 
     @classmethod
+    def begun(cls, folder: Path) -> RunStore | None:
+        """Open the run that a folder holds; None where it holds none."""
+        with _starting(folder):
+            holds_one = (folder / "run.json").exists()
+        return cls.open(folder) if holds_one else None
+
+    @classmethod
     def open(cls, folder: Path) -> RunStore:
         """Open an existing run directory; raises InputError when it is none."""
         try:

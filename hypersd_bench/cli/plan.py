@@ -44,7 +44,7 @@ def fetch(spec: Path | None, as_json: bool, **flags: Any) -> None:
     from hypersd_bench.store import RunStore
 
     made, folder, device = read_spec(spec, flags)
-    begun = RunStore.open(folder) if (folder / "run.json").exists() else None
+    begun = RunStore.begun(folder)
     local, _ = bring(made, begun.manifest.get("pins") if begun else None)
     here = fetched(local)
     lacking = unscorable(made, metric_context(made, device))

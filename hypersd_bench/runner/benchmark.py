@@ -25,7 +25,7 @@ def run_benchmark(plan: Plan, out: Path, device: str, engine: Engine | None = No
     engine = engine or LocalEngine(device)
     require_device(plan, engine.device)
     keep_freed_memory()
-    begun = RunStore.open(out) if (out / "run.json").exists() else None
+    begun = RunStore.begun(out)
     if begun is None:
         RunStore.refuse(out)  # before weights are brought
     plan, pins = bring(plan, begun.manifest.get("pins") if begun else None)

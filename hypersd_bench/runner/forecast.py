@@ -113,7 +113,7 @@ def forecast(plan: Plan, out: Path, device: str, probing: bool = True) -> Foreca
     probing: whether batches are made to measure what nothing else tells; only weights that are here are used.
     """
     keep_freed_memory()
-    store = RunStore.open(out) if (out / "run.json").exists() else None
+    store = RunStore.begun(out)
     needs = needs_of(plan, store.manifest.get("pins", {}) if store else {})
     here = {str(c): local for c in plan.configurations if (local := at_hand(c, needs)) is not None}
     each = len(plan.prompts.prompts) * plan.spec.replicates

@@ -340,7 +340,7 @@ class Crew:
         ref = _wait(list(self._errands), None if any(seat.started for seat in self._seats) else START_S)
         errand = self._errands.pop(ref)
         try:
-            answer: Made | Hello = ray.get(ref)
+            answer: Any = ray.get(ref)  # Hello to an errand without a queue, else Made
         except RayTaskError as error:
             raise _cause(error) from error
         except RayError as error:
@@ -349,13 +349,13 @@ class Crew:
         seat = errand.seat
         if errand.worker is seat.worker:
             seat.started = True
-            if isinstance(answer, Made):
+            if errand.queue:
                 seat.batch_size, seat.deaths = answer.batch_size, 0
                 seat.chunks -= 1
-        if isinstance(answer, Made):
-            return answer.images
-        if isinstance(answer, Hello):
-            self._meet(answer)
+        if errand.queue:
+            images: list[Finished] = answer.images
+            return images
+        self._meet(answer)
         return []
 
     def dismiss(self) -> None:

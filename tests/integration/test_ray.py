@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hypersd_bench.errors import InputError
+from hypersd_bench.provenance import collect, sha256
 from hypersd_bench.runner.benchmark import run_benchmark
 from hypersd_bench.runner.generate import LocalEngine, missing
 from hypersd_bench.runner.plan import Plan, make_plan
@@ -30,7 +31,7 @@ from tests.tiny_base import make_tiny_base
 
 ray = pytest.importorskip("ray")
 
-from hypersd_bench.runner.ray_engine import DEATHS, Crew, RayEngine, share_cores  # noqa: E402
+from hypersd_bench.runner.ray_engine import DEATHS, Crew, Hello, RayEngine, share_cores  # noqa: E402
 
 PROMPTS = ["a fox on a blue background", "a car left of a tree on a pink background", "a pizza on a gray background"]
 BATCH = 2
@@ -170,6 +171,22 @@ def test_what_does_not_fit_in_a_worker_is_one_line(base: Path, tmp_path: Path) -
     assert not list(tmp_path.rglob("*.png"))
 
 
+def test_a_machine_of_other_versions_or_weights_is_refused(base: Path, tmp_path: Path) -> None:
+    plan = plan_for(base, tmp_path)
+    machine = collect("cpu").to_json()
+    unet = str(base / "unet" / "diffusion_pytorch_model.safetensors")
+    engine = RayEngine()
+    engine._meet(plan, Hello(machine, {unet: sha256(Path(unet))}))
+    assert engine.machines() == [machine]
+    with pytest.raises(
+        InputError, match=r"diffusion_pytorch_model.* \(0000.* is another file than here .*copy it there"
+    ):
+        engine._meet(plan, Hello(machine, {unet: "0" * 64}))
+    other = machine | {"packages": machine["packages"] | {"torch": "2.0.0"}}
+    with pytest.raises(InputError, match=r"has torch 2\.0\.0, and this one has .* install the same versions"):
+        engine._meet(plan, Hello(other, {}))
+
+
 def frail(path: Path, chunks: int) -> Any:
     """A worker without a model, quick to start: after so many chunks its process ends, in the middle of the next."""
 
@@ -193,7 +210,7 @@ def frail(path: Path, chunks: int) -> Any:
 @pytest.mark.usefixtures("cluster")
 def test_workers_that_die_after_every_second_chunk_still_do_all_of_it_once(tmp_path: Path) -> None:
     work: Any = [(configuration_like("a"), range(8)), (configuration_like("b"), range(8, 16))]
-    crew = Crew(work, 2, 1, frail(tmp_path / "deaths", 2))
+    crew = Crew(work, 2, 1, frail(tmp_path / "deaths", 2), print)
     assert sorted(all_of(crew)) == list(range(16))
     assert len((tmp_path / "deaths").read_text()) >= DEATHS
 
@@ -201,7 +218,7 @@ def test_workers_that_die_after_every_second_chunk_still_do_all_of_it_once(tmp_p
 @pytest.mark.usefixtures("cluster")
 def test_workers_that_do_nothing_but_die_stop_the_run(tmp_path: Path) -> None:
     work: Any = [(configuration_like("a"), range(8))]
-    crew = Crew(work, 1, 1, frail(tmp_path / "deaths", 0))
+    crew = Crew(work, 1, 1, frail(tmp_path / "deaths", 0), print)
     with pytest.raises(InputError, match=rf"died {DEATHS} times in a row .*worker process has died.* go on$"):
         all_of(crew)
     assert len((tmp_path / "deaths").read_text()) == DEATHS

@@ -152,6 +152,7 @@ def test_what_another_program_put_beside_the_weights_is_not_checked(
 def test_an_image_that_was_deleted_is_made_again_and_entered_anew(
     spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    change(spec, batch_size=1)  # alone as in a batch: the same bits
     out = tmp_path / "run"
     assert main(["run", str(spec), "--out", str(out)]) == 0
     store = RunStore.open(out)
@@ -159,9 +160,12 @@ def test_an_image_that_was_deleted_is_made_again_and_entered_anew(
     store.record_images([replace(rows[0], sha256="0" * 64)])  # as of a file that was another one
     (out / rows[0].file).unlink()
     listed, real = [], os.scandir
-    monkeypatch.setattr(
-        "hypersd_bench.runner.generate.os.scandir", lambda folder: listed.append(str(folder)) or real(folder)
-    )
+
+    def scandir(folder: str | Path) -> object:
+        listed.append(str(folder))
+        return real(folder)
+
+    monkeypatch.setattr("hypersd_bench.runner.generate.os.scandir", scandir)
     assert main(["run", str(spec), "--out", str(out)]) == 0
     assert store.images() == rows
     assert listed.count(str(out / "images" / "teacher" / "1")) == 1

@@ -177,7 +177,7 @@ def test_a_gpu_that_torch_cannot_use_says_why(monkeypatch: pytest.MonkeyPatch) -
     finding = compute.without_cuda(parse_gpus(LAPTOP))
     assert finding.state == "note"
     assert "NVIDIA GeForce MX150 with driver 470.256.02" in finding.detail
-    assert finding.detail.endswith("is too old (found version 11040).")
+    assert finding.detail.endswith("is too old (found version 11040)")
     assert "update the driver" in finding.remedy
 
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)

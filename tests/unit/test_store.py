@@ -55,11 +55,23 @@ def test_where_nothing_can_be_written_no_run_is_started(tmp_path: Path, folder: 
     assert os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_of_somebody_elses_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(InputError, match="Permission denied; choose another --out"):
-        RunStore.refuse(tmp_path / "run")
+@pytest.mark.skipif(os.name == "nt", reason="other permissions")
+@pytest.mark.parametrize("mode", [0o500, 0o000])
+def test_a_folder_of_somebody_elses_is_refused(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    as_root = os.geteuid() == 0
+    if as_root:
+        os.seteuid(65534)  # whom permissions keep out
+    try:
+        with pytest.raises(InputError, match="Permission denied; choose another --out"):
+            RunStore.refuse(tmp_path / "run")
+        if mode == 0:
+            with pytest.raises(InputError, match="Permission denied; choose another --out"):
+                RunStore.begun(tmp_path / "run")
+    finally:
+        if as_root:
+            os.seteuid(0)
+        tmp_path.chmod(0o700)
 
 
 def test_a_folder_that_is_fine_is_left_as_it_was(tmp_path: Path) -> None:
