@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from hypersd_bench.catalog.spec import ModelSpec
-from hypersd_bench.errors import InputError, first_line
+from hypersd_bench.errors import InputError, first_line, is_out_of_memory
 from hypersd_bench.pipelines import (
     DTYPES,
     SHARED_CONFIG,
@@ -117,7 +117,7 @@ class Bench:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             base.unload_lora_weights()
             _write_back(base.unet, self._pristine)
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 raise
             raise InputError(f"{model.name}: {path} does not fit base {model.base!r}: {first_line(error)}") from error
         base.unload_lora_weights()

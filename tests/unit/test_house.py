@@ -18,7 +18,7 @@ from hypersd_bench import registry
 from hypersd_bench.catalog.spec import ModelSpec
 from hypersd_bench.cli.main import main
 from hypersd_bench.contracts import MetricInfo, Verb
-from hypersd_bench.errors import CheckFailed, HypersdBenchError, InputError
+from hypersd_bench.errors import CheckFailed, HypersdBenchError, InputError, first_line
 from hypersd_bench.prompts import PromptSource
 
 ROOT = Path(hypersd_bench.__file__).resolve().parents[1]
@@ -271,6 +271,11 @@ def test_the_installed_command_is_immune_to_the_working_directory(tmp_path: Path
         pytest.skip("the command is not installed here")
     done = subprocess.run([command, "list", "methods"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("said", "line"), [(" one.\ntwo", "one"), ("one", "one"), (" \n", "ValueError")])
+def test_an_errors_first_line(said: str, line: str) -> None:
+    assert first_line(ValueError(said)) == line
 
 
 def test_exit_codes_belong_to_errors() -> None:
