@@ -13,8 +13,10 @@ from typing import Any, TypeAlias
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from hypersd_bench.catalog.spec import HubWeights, ModelSpec
 from hypersd_bench.conditioning import Condition, join
@@ -121,6 +123,8 @@ def load_base(base: str, device: str | torch.device = "cpu", dtype: torch.dtype 
 
     ``dtype`` is that of UNet and text encoders; an autoencoder that overflows in half precision stays in float32.
     """
+    diffusers_logging.disable_progress_bar()  # of a second's loading; downloads keep theirs
+    transformers_logging.disable_progress_bar()
     folder = base_folder(base)
     sdxl = _pipeline_class(base, folder / "model_index.json") == "StableDiffusionXLPipeline"
     options: dict[str, Any] = {} if sdxl else {"safety_checker": None, "requires_safety_checker": False}

@@ -149,6 +149,21 @@ def test_all_sets_are_compared_with_one_reference(tmp_path: Path) -> None:
     assert store.set_scores() == before
 
 
+def test_cut_off_after_a_new_reference_no_value_is_of_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    store = make_run(tmp_path / "run", {"teacher": 100})
+    a, b = make_reference(tmp_path / "a", 90), make_reference(tmp_path / "b", 200)
+    score_run(store, [FID], MetricContext(reference=a))
+    monkeypatch.setattr(score, "_one_pass", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        score_run(store, [FID], MetricContext(reference=b))
+    assert fids(store) == {}
+
+
 def test_score_goes_on_with_the_runs_own_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_run(tmp_path / "run", {"teacher": 100, "lcm": 110})
     make_reference(tmp_path / "a", 90)
