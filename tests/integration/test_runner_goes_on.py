@@ -246,6 +246,18 @@ def test_timing_goes_on_where_it_was_killed_and_another_device_measures_anew(
     assert [done for _, done in asked[-1]] == [0, 0]
 
 
+@pytest.mark.nightly
+def test_a_compiled_unet_is_timed_and_the_compiling_counted_as_cold_start(base: Path, tmp_path: Path) -> None:
+    timing = Timing(repeats=2, warmup=1, rounds=1, throughput=False, compile=True)
+    plan = plan_for(base, tmp_path, steps=[1])
+    store, _ = run_benchmark(
+        replace(plan, spec=plan.spec.model_copy(update={"timing": timing})), tmp_path / "run", "cpu"
+    )
+    first = next(cost.value for cost in store.costs() if cost.name == "first-image")
+    assert first > 3 * max(row.seconds for row in store.timings() if row.stage == "total")
+    assert store.manifest["timing"]["settings"]["compile"] is True
+
+
 def test_later_starts_are_kept_beside_the_first_and_metrics_are_added(base: Path, tmp_path: Path) -> None:
     store, _ = run_benchmark(plan_for(base, tmp_path), tmp_path / "run", "cpu")
     assert "starts" not in store.manifest

@@ -173,6 +173,7 @@ def test_on_a_cpu_there_is_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_on_cuda_driver_and_cuda_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "gpu_driver", lambda: "570.124.06")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(torch.version, "cuda", "13.2")
     made = provenance.collect("cuda:0").to_json()
