@@ -117,7 +117,9 @@ def run(spec: Path | None, engine: str, address: str | None, workers: int | None
         if row.problems:
             click.echo(f"{row.model}@{row.steps}: {row.problems} of {row.images} images", err=True)
     _tell_truncated(store.manifest["prompts"]["truncated"])
-    click.echo(f"{len(store.images())} images in {folder} ({sum(row.defective for row in rows)} defective)")
+    count = sum(row.images for row in rows)
+    more = f", {plan.num_images} of them asked for now" if count > plan.num_images else ""
+    click.echo(f"{count} images in {folder} ({sum(row.defective for row in rows)} defective{more})")
     click.echo(f"Next: hypersd-bench report {folder}")
 
 

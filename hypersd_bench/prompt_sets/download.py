@@ -52,9 +52,13 @@ def cache_folder() -> Path:
 def fetch(file: OwnerFile) -> Path:
     """Path of the cached file, downloaded if it is not there; InputError if it can't be had or is another one."""
     import pooch
+    from huggingface_hub.constants import HF_HUB_OFFLINE
     from requests import RequestException
 
     folder = cache_folder()
+    if HF_HUB_OFFLINE and not (folder / file.name).exists():  # one switch for all that is downloaded
+        raise InputError(f"{file.url} is not here yet, and HF_HUB_OFFLINE is set; {_REMEDY}")
+    pooch.get_logger().setLevel("ERROR")  # what fails is said in one line
     store = pooch.create(
         folder,
         base_url="",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,5 +55,7 @@ def choose_device(name: str | None) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+            raise InputError(f"unknown device {name!r}; say cpu, cuda, or cuda:1") from error
         raise InputError(f"device {name!r} is not available here (see: hypersd-bench doctor); try cpu") from error
     return name

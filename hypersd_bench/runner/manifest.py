@@ -62,7 +62,8 @@ def extended(store: RunStore, wanted: Mapping[str, Any], plan: Plan) -> dict[str
     texts = {prompt.id: prompt.text for prompt in plan.prompts.prompts}
     for row in store.images():
         if texts.get(row.prompt_id, row.prompt) != row.prompt:
-            raise _another_spec(folder, f"its prompt {row.prompt_id} is {row.prompt!r}")
+            why = f"its prompts are {old['prompts']['id']}, where {row.prompt_id} is {row.prompt!r}"
+            raise _another_spec(folder, why)
     return {
         **wanted,
         "spec_hash": old["spec_hash"],  # the run's identity: studies and reports refer to it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -75,8 +75,9 @@ def make_plan(spec: RunSpec, folder: Path = Path(), device: str = "cpu") -> Plan
         for configuration in _configurations(ref, spec, known, folder, pipeline, device)
     ]
     labels = list(dict.fromkeys(c.label for c in configurations))
-    if len({(c.label, c.steps) for c in configurations}) < len(configurations):
-        raise InputError("a model is named twice at the same step count; give one of them another name")
+    twice = [name for name, count in Counter(map(str, configurations)).items() if count > 1]
+    if twice:
+        raise InputError(f"{twice[0]} is named twice; drop one, or in a spec give it another 'name' beside its 'path'")
     if spec.baseline and spec.baseline not in labels:
         raise unknown_name("baseline", spec.baseline, labels)
     if not is_on_hub(pipeline):

@@ -79,7 +79,9 @@ def _read_model_ref(value: Any) -> Any:
     """Take ``teacher``, ``teacher@25``, ``teacher@25,50``, a path, or a mapping."""
     if not isinstance(value, str):
         return value
-    name, _, steps = value.partition("@")
+    name, at, steps = value.partition("@")
+    if at and not steps.strip():
+        raise InputError(f"model {value!r}: no step counts after @; write {name}@4, or {name} for the spec's own")
     ref: dict[str, Any] = {"name": name}
     if "/" in name or Path(name).suffix in WEIGHT_SUFFIXES:
         ref = {"name": Path(name).stem, "path": name}
@@ -96,7 +98,7 @@ class RunSpec(_Strict):
     dtype: precision of UNet and text encoders; by default float32 on a CPU and for the miniature, else float16.
     prompts_file: the prompt set's file on this disk, instead of a download. selection: which prompts ``num_prompts``
     takes. batch_size: images made at once; by default as many as the free memory holds. force: run what breaks a
-    model's contract, and record it.
+    model's contract, and record it. timing: how cost is measured; ``false``: not at all.
     """
 
     name: str = ""
@@ -117,7 +119,7 @@ class RunSpec(_Strict):
     reference: Path | None = None  # folder of images for set metrics; None: the metric's own, if it has one
     batch_size: int | None = Field(None, ge=1)
     force: bool = False
-    timing: Timing | None = Timing()
+    timing: Annotated[Timing | None, BeforeValidator(lambda value: None if value is False else value)] = Timing()
     out: Path | None = None
 
 
@@ -166,10 +168,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"can't read spec {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"spec {path} is not YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"spec {path} is not YAML: {yaml_problem(error)}") from error
     if not isinstance(raw, dict):
         raise InputError(f"spec {path} must be a mapping of settings (models:, steps:, prompts:, ...)")
     return {str(key): value for key, value in raw.items()}
+
+
+def yaml_problem(error: Exception) -> str:
+    """What is wrong with a YAML file, in a few words: what, and where."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or not problem:
+        return " ".join(str(error).split())
+    return f"{problem}, in line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _first_problem(error: ValidationError, where: str) -> InputError:
@@ -181,5 +191,9 @@ def _first_problem(error: ValidationError, where: str) -> InputError:
             "models": ModelRef, "timing": Timing, "contrasts": Contrast, "sampler": Sampler,
         }  # fmt: skip
         owner = next((owners[part] for part in reversed(problem["loc"][:-1]) if part in owners), RunSpec)
+        if owner is not RunSpec and problem["loc"][-1] in RunSpec.model_fields:
+            return InputError(f"{where}: {location}: {problem['loc'][-1]!r} belongs at the top of the spec")
         return unknown_name("key", str(problem["loc"][-1]), owner.model_fields, where)
-    return InputError(f"{where}: {location}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
+    given = problem["input"]
+    said = f", not {given!r}" if isinstance(given, str | int | float) else ""
+    return InputError(f"{where}: {location}: {problem['msg'][0].lower()}{problem['msg'][1:]}{said}")

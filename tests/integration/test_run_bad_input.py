@@ -29,7 +29,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spec(base: Path, tmp_path: Path) -> Path:
     """A small spec that runs."""
     (tmp_path / "prompts.txt").write_text("a fox\na car\n")
-    raw = {"base": str(base), "models": ["teacher"], "steps": [1], "prompts": "prompts.txt", "timing": None}
+    raw = {"base": str(base), "models": ["teacher"], "steps": [1], "prompts": "prompts.txt", "timing": False}
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(raw))
     return tmp_path / "spec.yaml"
 
@@ -55,6 +55,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ({"timing": {"repeat": 3}}, "did you mean 'repeats'"),
         ({"models": [{"name": "teacher", "stesp": [1]}]}, "did you mean 'steps'"),
         ({"models": [{"name": "teacher", "sampler": {"guidance_scal": 3}}]}, "did you mean 'guidance_scale'"),
+        ({"models": [{"name": "teacher", "force": True}]}, "'force' belongs at the top of the spec"),
+        ({"models": ["teacher@"]}, "no step counts after @; write teacher@4"),
+        ({"models": ["teacher", "teacher"]}, "teacher@1 is named twice"),
+        ({"models": [{"name": "teacher", "steps": [0]}]}, "greater than or equal to 1, not 0"),
         ({"models": ["teecher"]}, "did you mean 'teacher'"),
         ({"models": []}, "models"),
         ({"dtype": "float8"}, "dtype: input should be 'float32', 'bfloat16' or 'float16'"),
@@ -91,6 +95,7 @@ def test_a_spec_that_can_not_run(
     ("flags", "said"),
     [
         (["--device", "cuda"], "is not available here"),
+        (["--device", "gpu"], "unknown device 'gpu'; say cpu, cuda, or cuda:1"),
         (["--contract", "lcm"], "--contract is for a model given by its path"),
         (["--workers", "2"], "--engine ray"),
         (["--dtype", "int8"], "'int8' is not one of"),

@@ -88,7 +88,7 @@ def test_a_run_grows_by_prompts_replicates_models_and_steps_and_makes_nothing_ag
     [
         ({"seed": 1}, "its seed is 0, not 1"),
         ({"dtype": "bfloat16"}, "teacher@1 was made with another precision"),
-        ({"prompts_": ("another", *PROMPTS[1:3])}, "its prompt p00000 is 'a fox'"),
+        ({"prompts_": ("another", *PROMPTS[1:3])}, "its prompts are prompts.txt, where p00000 is 'a fox'"),
         ({"models": [{"name": "teacher", "sampler": {"guidance_scale": 3.0}}], "force": True}, "another sampler"),
     ],
 )

@@ -39,6 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HYPERSD_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(download, "RETRIES", 0)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # here it is set for all tests
     return tmp_path / "cache" / "prompts"
 
 
@@ -338,6 +339,16 @@ def test_a_page_in_place_of_an_unpinned_file_is_not_kept(owner: Owner, cache: Pa
 def test_an_owner_that_cannot_be_reached_is_named(owner: Owner, cache: Path) -> None:
     owner.close()
     assert_refused(published(f"{owner.url}/set.jsonl"), cache, "can't connect")
+
+
+def test_offline_nobody_is_asked(owner: Owner, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = published(f"{owner.url}/set.jsonl")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert_refused(source, cache, "is not here yet, and HF_HUB_OFFLINE is set")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    whole = source.load()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert source.load() == whole  # from the cache
 
 
 def test_another_hash_names_both(owner: Owner, cache: Path) -> None:
