@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 from hypersd_bench.catalog.spec import ModelSpec
 from hypersd_bench.errors import InputError
-from hypersd_bench.sampling import SPACINGS, SamplerContract, timesteps_of
+from hypersd_bench.sampling import SPACINGS, SamplerContract, scheduler_class, timesteps_of
 
 NUMBERS = ("guidance_scale", "embedded_guidance", "eta", "lora_scale")
 
@@ -31,6 +32,8 @@ def as_asked(
     if steps not in own.timesteps and not force:
         own.require_steps(steps, model.name)
     asked = _changed(own.stretched(steps), steps, changes)
+    if asked.eta is not None and "eta" not in signature(scheduler_class(asked.scheduler).step).parameters:
+        raise InputError(f"{model.name}: {asked.scheduler} has no eta; leave it out")
     breaches = tuple(find_breaches(model, asked, steps))
     if breaches and not force:
         raise InputError(f"{model.name}: {'; '.join(breaches)}. The right call: {right_call(own, steps)}. "
@@ -77,7 +80,7 @@ def _changed(own: SamplerContract, steps: int, changes: Mapping[str, Any]) -> Sa
     if "timesteps" in fields:  # a whole contract
         return replace(own, **fields).stretched(steps)
     if fields.get("scheduler", own.scheduler) != own.scheduler:
-        fields["settings"] = {}  # another scheduler's own
+        fields = {"settings": {}, "eta": None, **fields}  # another scheduler's own
     if spacing:
         fields["settings"] = {**fields.get("settings", own.settings), "timestep_spacing": spacing}
     asked = replace(own, **fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -120,7 +121,7 @@ def run(spec: Path | None, engine: str, address: str | None, workers: int | None
     count = sum(row.images for row in rows)
     more = f", {plan.num_images} of them asked for now" if count > plan.num_images else ""
     click.echo(f"{count} images in {folder} ({sum(row.defective for row in rows)} defective{more})")
-    click.echo(f"Next: hypersd-bench report {folder}")
+    click.echo(f"Next: hypersd-bench report {shlex.quote(str(folder))}")
 
 
 def _tell_truncated(cut: dict[str, Any]) -> None:

@@ -132,6 +132,15 @@ def test_a_forced_breach_is_in_the_manifest(base: Path, tmp_path: Path) -> None:
     assert any(note.startswith("mine@1 was forced against its contract") for note in store.manifest["notes"])
 
 
+@pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler", "LCMScheduler", "DPMSolverMultistepScheduler"])
+def test_another_scheduler_can_be_forced_and_runs(base: Path, tmp_path: Path, scheduler: str) -> None:
+    asked = [{"name": "teacher", "sampler": {"scheduler": scheduler, "guidance_scale": 2.0}}]
+    plan = plan_for(base, tmp_path, models=asked, steps=[4], force=True)
+    store, _ = run_benchmark(plan, tmp_path / "run", "cpu")
+    assert len(store.images()) == plan.num_images
+    assert store.manifest["models"][0]["contracts"]["4"]["scheduler"] == scheduler
+
+
 # after any kill
 
 

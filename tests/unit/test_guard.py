@@ -93,6 +93,14 @@ def test_a_step_count_the_weights_were_not_made_for() -> None:
         as_asked(entry("hyper-sdxl-1step-unet"), 4, {}, force=True)
 
 
+def test_an_eta_belongs_to_its_scheduler() -> None:
+    lora = entry("hyper-sdxl-4steps-lora")
+    forced, _ = as_asked(lora, 4, {"scheduler": "EulerDiscreteScheduler"}, force=True)
+    assert (lora.contract.eta, forced.contract.eta) == (0.0, None)
+    with pytest.raises(InputError, match="EulerDiscreteScheduler has no eta; leave it out"):
+        as_asked(lora, 4, {"scheduler": "EulerDiscreteScheduler", "eta": 0.5}, force=True)
+
+
 def test_a_scheduler_nobody_knows() -> None:
     with pytest.raises(InputError, match="did you mean 'DDIMScheduler'"):
         as_asked(entry("hyper-sdxl-4steps-lora"), 4, {"scheduler": "DDIMSheduler"}, force=True)
