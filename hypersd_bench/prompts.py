@@ -43,10 +43,6 @@ class PromptSet:
         """Hash of ids and texts, in order."""
         return hashlib.sha256("\n".join(f"{p.id}\t{p.text}" for p in self.prompts).encode()).hexdigest()
 
-    def first(self, count: int | None) -> PromptSet:
-        """The first ``count`` prompts; InputError when there are fewer."""
-        return self.select(count, "first", 0)
-
     def select(self, count: int | None, selection: Literal["first", "random"], seed: int) -> PromptSet:
         """Take ``count`` prompts, None for all: the first ones, or the first of an order drawn by ``seed``.
 

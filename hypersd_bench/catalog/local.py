@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hypersd_bench.catalog.spec import HubWeights, Kind, ModelSpec
 from hypersd_bench.errors import InputError, unknown_name
 from hypersd_bench.hub import without_copies
@@ -29,6 +27,7 @@ from hypersd_bench.sampling import (
     read_safetensors_metadata,
     tcd,
 )
+from hypersd_bench.yaml_file import read_yaml
 
 TEACHER_STEPS = (1, 2, 4, 8, 25, 50)
 CARD_KEY = "hypersd_bench.card"  # safetensors metadata of files that ``distill`` wrote
@@ -87,7 +86,8 @@ def parse_contract(text: str, known: Mapping[str, ModelSpec], folder: Path = Pat
     if text in known:
         return known[text].contract
     if text.endswith((".json", ".yaml", ".yml")):
-        return _read_contract_file((folder / text).expanduser())
+        raw = read_yaml((folder / text).expanduser(), "contract")
+        return SamplerContract.from_json(json.dumps(raw))
     preset, *settings = text.split(":")
     if preset not in PRESETS:
         raise unknown_name("contract", preset, [*known, *PRESETS])
@@ -112,16 +112,6 @@ def _step_counts(text: str) -> tuple[int, ...]:
     if not counts or min(counts) < 1 or max(counts) > 1000:
         raise ValueError(text)
     return tuple(sorted(set(counts)))
-
-
-def _read_contract_file(path: Path) -> SamplerContract:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"can't read contract {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"contract {path} is not YAML or JSON: {' '.join(str(error).split())}") from error
-    return SamplerContract.from_json(json.dumps(raw))
 
 
 def _carries_contracts(path: Path) -> bool:

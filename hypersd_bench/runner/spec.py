@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from hypersd_bench.errors import InputError, unknown_name
+from hypersd_bench.yaml_file import read_yaml
 
 Steps = Annotated[int, Field(ge=1, le=1000)]
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
@@ -163,23 +163,10 @@ def _absolute(value: str | Path | None) -> str | None:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"can't read spec {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"spec {path} is not YAML: {yaml_problem(error)}") from error
+    raw = read_yaml(path, "spec")
     if not isinstance(raw, dict):
         raise InputError(f"spec {path} must be a mapping of settings (models:, steps:, prompts:, ...)")
     return {str(key): value for key, value in raw.items()}
-
-
-def yaml_problem(error: Exception) -> str:
-    """What is wrong with a YAML file, in a few words: what, and where."""
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    if mark is None or not problem:
-        return " ".join(str(error).split())
-    return f"{problem}, in line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _first_problem(error: ValidationError, where: str) -> InputError:

@@ -60,7 +60,7 @@ def test_a_contract_file(tmp_path: Path) -> None:
         ("lcm:steps=0", "write settings as"),
         ("lcm:eta", "write settings as"),
         ("nowhere.json", "can't read contract"),
-        ("broken.yaml", "is not YAML or JSON"),
+        ("broken.yaml", r"is not YAML: .*in line 1, column"),
         ("list.json", "not a sampler contract"),
     ],
 )

@@ -87,7 +87,7 @@ def test_an_unknown_prompt_set_gets_the_nearest() -> None:
 
 def test_a_prompt_set_is_cut_but_never_stretched() -> None:
     prompts = load_prompts("pocket/held-out")
-    assert prompts.first(3).prompts == prompts.prompts[:3]
+    assert prompts.select(3, "first", 0).prompts == prompts.prompts[:3]
     assert len({p.text for p in prompts.prompts}) == len(prompts.prompts)
     with pytest.raises(InputError, match="were asked for"):
-        prompts.first(10_000)
+        prompts.select(10_000, "first", 0)
