@@ -5,10 +5,9 @@ No torch here: contracts are read by ``--help``, the store, the reports and the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["higher", "lower"]
 Kind = Literal["image", "prompt", "pair", "set"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,9 @@ class MetricInfo:
     kind: what a value is of. ``image``: an image and its prompt; ``prompt``: an image among the others of its prompt;
     ``pair``: an image and the teacher's from the same noise; ``set``: all images of a model and step count.
     version: raised whenever the same images would get other numbers. note: what a reader must know.
+    features: id of the extractor it reads; empty where it reads images. statistic: of a set metric, the row of
+    ``metrics.set_statistics`` that makes a number of features. min_images: a set of fewer has no value. min_size: pixels
+    that an image's short side must have.
     """
 
     id: str
@@ -37,6 +40,10 @@ class MetricInfo:
     kind: Kind
     version: str = "1"
     note: str = ""
+    features: str = ""
+    statistic: str = ""
+    min_images: int = 2
+    min_size: int = 1
 
     @property
     def per_image(self) -> bool:
@@ -46,14 +53,39 @@ class MetricInfo:
 
 @dataclass(frozen=True, slots=True)
 class MetricContext:
-    """What a metric is built from: the device to run on, and the reference images of set metrics (None: its own).
-
-    scenes: whether the images to score are of the miniature's scenes, which a metric's own reference may be made of.
-    """
+    """What metrics are built from: the device to run on, and what those built before have loaded."""
 
     device: str = "cpu"
-    reference: Path | None = None
-    scenes: bool = True
+    loaded: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def share(self, key: str, load: Callable[[], T]) -> T:
+        """What was loaded under ``key`` before, or else what ``load`` loads now: metrics share networks by it."""
+        if key not in self.loaded:
+            self.loaded[key] = load()
+        found: T = self.loaded[key]
+        return found
+
+
+class Extractor(Protocol):
+    """A network with its preprocessing: images to the features that several metrics read, each image once.
+
+    id: network and preprocessing, ``inception/clean``. fingerprint: changes whenever the same image would get other
+    features (the weights' hash, the preprocessing's version); features kept on disk are of one fingerprint.
+    """
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """What its features are of."""
+        ...
+
+    def __call__(self, images: Tensor) -> NDArray[np.float32]:
+        """Extract features from images (N, 3, H, W) uint8 RGB of one size: (N, d) float32."""
+        ...
 
 
 @runtime_checkable
@@ -64,6 +96,18 @@ class ImageMetric(Protocol):
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> NDArray[np.float64]:
         """Score images (N, 3, H, W) uint8 RGB against their N prompts; returns (N,) float64."""
+        ...
+
+
+@runtime_checkable
+class FeatureMetric(Protocol):
+    """A metric with one value per image, of kind ``image``, that reads an extractor's features."""
+
+    info: MetricInfo
+    extractor: Extractor
+
+    def score_features(self, features: NDArray[np.float32], prompts: Sequence[str]) -> NDArray[np.float64]:
+        """Score N images' features (N, d) against their N prompts; returns (N,) float64."""
         ...
 
 
@@ -91,28 +135,25 @@ class PairMetric(Protocol):
 
 @runtime_checkable
 class SetMetric(Protocol):
-    """A metric of a whole set of images: a distance between its features and a reference's."""
+    """A metric of a whole set of images: its features beside a reference set's."""
 
     info: MetricInfo
-
-    def features(self, images: Tensor) -> NDArray[np.float32]:
-        """Extract features from images (N, 3, H, W) uint8 RGB; returns (N, d) float32."""
-        ...
-
-    def reference(self) -> NDArray[np.float32]:
-        """The reference's features, (M, d) float32; computed once."""
-        ...
+    extractor: Extractor
 
     def distance(self, features: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
         """The metric's value for (N, d) features against (M, d) reference features."""
         ...
 
 
-Metric = ImageMetric | PromptMetric | PairMetric | SetMetric
+Metric = ImageMetric | FeatureMetric | PromptMetric | PairMetric | SetMetric
 
 
 class MetricFactory(Protocol):
-    """What a metric's registry row points to."""
+    """What a metric's registry row points to.
+
+    It may have ``needs``, what it loads in words, and ``lacks()``, why it can't be computed here as things are
+    (empty where it can; weights that the hub would be asked for are not here); ``list metrics`` shows both.
+    """
 
     info: MetricInfo
 

@@ -10,9 +10,12 @@ from typing import Literal
 from zipfile import BadZipFile
 
 from hypersd_bench import provenance, registry
+from hypersd_bench.download import OwnerFile, cache_folder, fetch
 from hypersd_bench.errors import InputError
-from hypersd_bench.prompt_sets.download import OwnerFile, cache_folder, fetch
 from hypersd_bench.prompt_sets.tables import SUFFIXES, Row, read_rows
+
+CACHED_AS = "prompts"
+REMEDY = "download it elsewhere and give it with --prompts-file PATH (prompts_file in a spec)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ class PromptSource:
         """``built in``, ``cached`` (the files are on this machine) or ``to download``."""
         if not self.files:
             return "built in"
-        folder = cache_folder()
+        folder = cache_folder(CACHED_AS)
         return "cached" if all((folder / file.name).is_file() for file in self.files) else "to download"
 
     def load(self, file: Path | None = None) -> PromptSet:
@@ -96,7 +99,7 @@ class PromptSource:
 
         InputError for a download that fails, a file that is not the owner's and prompts that are not the pinned ones.
         """
-        paths = self._given(file) if file else [fetch(owner) for owner in self.files]
+        paths = self._given(file) if file else [fetch(owner, CACHED_AS, REMEDY) for owner in self.files]
         try:
             return self._read(paths, [path.name for path in paths] if file else [owner.url for owner in self.files])
         except InputError:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, is_zipfile
 
-from hypersd_bench.prompt_sets.download import OwnerFile
+from hypersd_bench.download import OwnerFile
 from hypersd_bench.prompt_sets.tables import Row
 from hypersd_bench.prompts import PromptSource
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hypersd_bench.prompt_sets.download import OwnerFile
+from hypersd_bench.download import OwnerFile
 from hypersd_bench.prompt_sets.tables import Row, table
 from hypersd_bench.prompts import PromptSource
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypersd_bench.prompt_sets.download import OwnerFile
+from hypersd_bench.download import OwnerFile
 from hypersd_bench.prompt_sets.tables import read_json_lines
 from hypersd_bench.prompts import PromptSource
 

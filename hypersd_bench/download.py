@@ -1,4 +1,4 @@
-"""Files that prompt sets are published in: downloaded once, checked, cached."""
+"""Files that their owners publish outside the hub, prompts and weights: downloaded once, checked, cached."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 
 RETRIES = 2  # after a failed try; they wait one second, then two
 TIMEOUT_S = 60
-_REMEDY = "download it elsewhere and give it with --prompts-file PATH (prompts_file in a spec)"
 
 
 @dataclass(frozen=True, slots=True)
 class OwnerFile:
     """A file as its owner publishes it; ``name`` is where it lies in the cache.
 
-    Pinned by ``sha256``, or by the id that git has for it (``git_blob``, 40 hex digits) where only that is known.
+    Pinned by ``sha256`` (or its first digits, where only those are known), or by the id that git has for it (``git_blob``, 40 hex digits) where only that is known.
     """
 
     name: str
@@ -40,38 +39,41 @@ class OwnerFile:
     def check(self, path: Path) -> None:
         """Raise InputError unless the file at ``path`` is the pinned one; anything is, where no hash is known."""
         for pin, digest in ((self.sha256, provenance.sha256), (self.git_blob, _git_blob)):
-            if pin and (found := digest(path)) != pin:
+            if pin and not (found := digest(path)).startswith(pin):
                 raise InputError(f"{path} is not {self.url}: its hash is {found}, the pinned one {pin}")
 
 
-def cache_folder() -> Path:
-    """Where downloaded prompt files lie: the user's cache folder, or in HYPERSD_BENCH_CACHE."""
-    return own_cache() / "prompts"
+def cache_folder(kind: str) -> Path:
+    """Where downloaded files of a kind (prompts, weights) lie: in the user's cache, or in HYPERSD_BENCH_CACHE."""
+    return own_cache() / kind
 
 
-def fetch(file: OwnerFile) -> Path:
-    """Path of the cached file, downloaded if it is not there; InputError if it can't be had or is another one."""
+def fetch(file: OwnerFile, kind: str, remedy: str) -> Path:
+    """Path of the cached file, downloaded if it is not there; InputError if it can't be had or is another one.
+
+    kind: of file, which names its folder. remedy: what an error tells the user to do.
+    """
     import pooch
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from requests import RequestException
 
-    folder = cache_folder()
+    folder = cache_folder(kind)
     if HF_HUB_OFFLINE and not (folder / file.name).exists():  # one switch for all that is downloaded
-        raise InputError(f"{file.url} is not here yet, and HF_HUB_OFFLINE is set; {_REMEDY}")
+        raise InputError(f"{file.url} is not here yet, and HF_HUB_OFFLINE is set; {remedy}")
     pooch.get_logger().setLevel("ERROR")  # what fails is said in one line
     store = pooch.create(
         folder,
         base_url="",
-        registry={file.name: f"sha256:{file.sha256}" if file.sha256 else None},
+        registry={file.name: f"sha256:{file.sha256}" if len(file.sha256) == 64 else None},
         urls={file.name: file.url},
         retry_if_failed=RETRIES,
     )
     try:
         path = Path(store.fetch(file.name, downloader=_download))
     except RequestException as error:
-        raise InputError(f"can't download {file.url} ({_reason(error)}); {_REMEDY}") from error
+        raise InputError(f"can't download {file.url} ({_reason(error)}); {remedy}") from error
     except ValueError as error:  # pooch names both hashes in its first sentence
-        raise InputError(f"{file.url} is not what it was: {str(error).partition('. ')[0]}; {_REMEDY}") from error
+        raise InputError(f"{file.url} is not what it was: {str(error).partition('. ')[0]}; {remedy}") from error
     except OSError as error:
         detail = error.strerror or error
         raise InputError(f"can't write {folder}: {detail}; set HYPERSD_BENCH_CACHE to another folder") from error
@@ -79,7 +81,7 @@ def fetch(file: OwnerFile) -> Path:
         file.check(path)
     except InputError as error:
         path.unlink()
-        raise InputError(f"{error}; {_REMEDY}") from error
+        raise InputError(f"{error}; {remedy}") from error
     return path
 
 
