@@ -29,8 +29,8 @@ class MetricInfo:
     ``pair``: an image and the teacher's from the same noise; ``set``: all images of a model and step count.
     version: raised whenever the same images would get other numbers. note: what a reader must know.
     features: id of the extractor it reads; empty where it reads images. statistic: of a set metric, the row of
-    ``metrics.set_statistics`` that makes a number of features. min_images: a set of fewer has no value. min_size: pixels
-    that an image's short side must have.
+    ``metrics.set_statistics`` that makes a number of features. min_images: a set of fewer has no value. min_size:
+    pixels that an image's short side must have.
     """
 
     id: str
@@ -133,6 +133,17 @@ class PairMetric(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class ReferenceMoments:
+    """A reference set known by statistics alone, as some are published: n images (0: unknown), mean (d,), and the
+    unbiased covariance (d, d), float64.
+    """
+
+    n: int
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+
 @runtime_checkable
 class SetMetric(Protocol):
     """A metric of a whole set of images: its features beside a reference set's."""
@@ -140,8 +151,8 @@ class SetMetric(Protocol):
     info: MetricInfo
     extractor: Extractor
 
-    def distance(self, features: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-        """The metric's value for (N, d) features against (M, d) reference features."""
+    def distance(self, features: NDArray[np.float32], reference: NDArray[np.float32] | ReferenceMoments) -> float:
+        """The metric's value for (N, d) features against (M, d) reference features, or statistics of them."""
         ...
 
 

@@ -23,7 +23,8 @@ TIMEOUT_S = 60
 class OwnerFile:
     """A file as its owner publishes it; ``name`` is where it lies in the cache.
 
-    Pinned by ``sha256`` (or its first digits, where only those are known), or by the id that git has for it (``git_blob``, 40 hex digits) where only that is known.
+    Pinned by ``sha256`` (or its first digits, where only those are known), or by the id that git has for it
+    (``git_blob``, 40 hex digits) where only that is known.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
     run.json        the resolved spec, its hash, provenance
     images/         one PNG per image, <model>/<steps>/<prompt id>_<replicate>.png
-    features/       what set metrics extracted, one .npy per metric, model and step count, in image order
+    features/       what metrics' extractors made of the images (``hypersd_bench.features``)
     ledger.sqlite   images, scores, set scores, timings, costs
 
 An image counts when its file is complete and its row is in: files are renamed into place before their rows are
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -70,6 +69,12 @@ class ImageRow:
     def key(self) -> tuple[str, int, str, int]:
         """What makes an image the same image: (model, steps, prompt id, replicate)."""
         return (self.model, self.steps, self.prompt_id, self.replicate)
+
+    @property
+    def key_id(self) -> int:
+        """Its id in the ledger, which a row read from there has."""
+        assert self.id is not None, "rows read from the ledger have ids"
+        return self.id
 
 
 _IMAGE_COLUMNS = [field.name for field in fields(ImageRow) if field.name != "id"]
@@ -229,11 +234,10 @@ class RunStore:
                 db.execute(f"DELETE FROM {table} WHERE model = ? AND steps = ?", (model, steps))
 
     def forget_scores(self, metric: str) -> None:
-        """Remove a metric's values and features, to score all images anew."""
+        """Remove a metric's values, to score all images anew."""
         with self._database() as db:
             for table in ("score", "set_score"):
                 db.execute(f"DELETE FROM {table} WHERE metric = ?", (metric,))
-        shutil.rmtree(self.features_path(metric, "", 0).parent, ignore_errors=True)
 
     def images(self) -> list[ImageRow]:
         """All images, ordered by model, steps, prompt id and replicate: every model's images line up."""
@@ -259,10 +263,6 @@ class RunStore:
     def costs(self) -> list[CostRow]:
         """All costs."""
         return list(self._select(CostRow, "cost"))
-
-    def features_path(self, metric: str, model: str, steps: int) -> Path:
-        """Where a set metric keeps its (N, d) float32 features of a model's images, in the order of ``images()``."""
-        return self.folder / "features" / metric.replace("/", "_") / f"{model.replace('/', '_')}@{steps}.npy"
 
     def _insert(self, table: str, verb: str, rows: Sequence[Any]) -> None:
         if not rows:

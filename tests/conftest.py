@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
+_CACHE = tempfile.TemporaryDirectory(prefix="hypersd-bench-tests-")  # the user's own is not for tests to fill
 # before any library of ours is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: more threads are slower, and xdist has the other cores
 os.environ.update(
@@ -19,6 +21,7 @@ os.environ.update(
     MPLBACKEND="Agg",
     NO_COLOR="1",
     TQDM_MININTERVAL="5",
+    HYPERSD_BENCH_CACHE=_CACHE.name,
 )
 settings.register_profile("house", deadline=None)  # a busy machine is no failure
 settings.load_profile("house")
@@ -54,7 +57,7 @@ def toy_metrics(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Register the metrics of ``tests.toy_metric``."""
     from hypersd_bench import registry
 
-    for name in ("brightness", "spread", "darker", "colour", "absent"):
+    for name in ("brightness", "spread", "darker", "colour", "redness", "absent"):
         monkeypatch.setitem(registry.METRICS, f"toy/{name}", f"tests.toy_metric:{name.upper()}")
     registry.rows.cache_clear()
     yield

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hypersd_bench.contracts import MetricContext, MetricInfo
+from hypersd_bench.contracts import MetricContext, MetricInfo, ReferenceMoments
 from hypersd_bench.errors import InputError
 
 
@@ -58,22 +58,49 @@ class Darker:
 
 
 @dataclass
-class ColourDistance:
-    """Distance between mean colours; the reference is mid-grey."""
+class MeanColour:
+    """An image's mean colour as its features; counts the images that pass."""
 
-    info = MetricInfo("toy/colour", "Colour distance", "lower", "levels", "set")
+    id: str = "toy/mean-colour"
+    fingerprint: str = "1"
+    seen: int = 0
+
+    def __call__(self, images: Tensor) -> NDArray[np.float32]:
+        self.seen += len(images)
+        return images.float().mean((2, 3)).numpy()
+
+
+MEAN_COLOUR = MeanColour()
+
+
+@dataclass
+class ColourDistance:
+    """Distance between mean colours."""
+
+    info = MetricInfo("toy/colour", "Colour distance", "lower", "levels", "set", features=MEAN_COLOUR.id)
+    extractor = MEAN_COLOUR
 
     def __call__(self, context: MetricContext) -> ColourDistance:
         return self
 
-    def features(self, images: Tensor) -> NDArray[np.float32]:
-        return images.float().mean((2, 3)).numpy()
+    def distance(self, features: NDArray[np.float32], reference: NDArray[np.float32] | ReferenceMoments) -> float:
+        mean = reference.mean if isinstance(reference, ReferenceMoments) else reference.mean(0)
+        return float(np.linalg.norm(features.mean(0) - mean))
 
-    def reference(self) -> NDArray[np.float32]:
-        return np.full((4, 3), 128, np.float32)
 
-    def distance(self, features: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-        return float(np.linalg.norm(features.mean(0) - reference.mean(0)))
+@dataclass
+class Redness:
+    """How much red is in an image's mean colour."""
+
+    info = MetricInfo("toy/redness", "Redness", "higher", "levels", "image", features=MEAN_COLOUR.id)
+    extractor = MEAN_COLOUR
+
+    def __call__(self, context: MetricContext) -> Redness:
+        return self
+
+    def score_features(self, features: NDArray[np.float32], prompts: Sequence[str]) -> NDArray[np.float64]:
+        assert len(features) == len(prompts)
+        return features[:, 0].astype(np.float64)
 
 
 @dataclass
@@ -86,4 +113,5 @@ class Absent:
         raise InputError("its weights are not here; put them there")
 
 
-BRIGHTNESS, SPREAD, DARKER, COLOUR, ABSENT = Brightness(), Spread(), Darker(), ColourDistance(), Absent()
+BRIGHTNESS, SPREAD, DARKER, ABSENT = Brightness(), Spread(), Darker(), Absent()
+COLOUR, REDNESS = ColourDistance(), Redness()

@@ -60,7 +60,13 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _metrics() -> list[dict[str, Any]]:
-    return [{"name": name, **asdict(registry.resolve("metric", name).info)} for name in registry.rows("metric")]
+    return [_metric(name, registry.resolve("metric", name)) for name in registry.rows("metric")]
+
+
+def _metric(name: str, factory: Any) -> dict[str, Any]:
+    lacks = getattr(factory, "lacks", None)  # a third party's need not say
+    needs = list(getattr(factory, "needs", ()))
+    return {"name": name, **asdict(factory.info), "needs": needs, "here": (lacks() if lacks else "") or "yes"}
 
 
 def _prompts() -> list[dict[str, Any]]:
@@ -86,7 +92,7 @@ _KINDS: dict[str, tuple[Callable[..., list[dict[str, Any]]], tuple[str, ...]]] =
         ("name", "family", "base", "steps", "scheduler", "guidance", "weights", "license", "unconfirmed"),
     ),
     "methods": (_methods, ("name", "summary")),
-    "metrics": (_metrics, ("name", "label", "direction", "kind", "unit", "note")),
+    "metrics": (_metrics, ("name", "direction", "kind", "unit", "needs", "here")),
     "prompts": (_prompts, ("name", "count", "state", "license", "note")),
 }
 

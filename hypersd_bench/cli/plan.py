@@ -39,7 +39,6 @@ def plan(spec: Path | None, probe: bool, as_json: bool, **flags: Any) -> None:
 def fetch(spec: Path | None, as_json: bool, **flags: Any) -> None:
     """Bring all that SPEC (a YAML file) or the flags need to this disk and check it, for a run without network."""
     from hypersd_bench.runner.needs import fetched, unscorable
-    from hypersd_bench.runner.plan import metric_context
     from hypersd_bench.runner.weights import bring
     from hypersd_bench.store import RunStore
 
@@ -47,7 +46,7 @@ def fetch(spec: Path | None, as_json: bool, **flags: Any) -> None:
     begun = RunStore.begun(folder)
     local, _ = bring(made, begun.manifest.get("pins") if begun else None)
     here = fetched(local)
-    lacking = unscorable(made, metric_context(made, device))
+    lacking = unscorable(made, device)
     if as_json:
         rows = [{**asdict(one), "path": str(one.path)} for one in here]
         prompts = {"id": made.prompts.id, "count": len(made.prompts.prompts), "source": made.prompts.source}

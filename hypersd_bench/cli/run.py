@@ -113,7 +113,7 @@ def run(spec: Path | None, engine: str, address: str | None, workers: int | None
         summary["doubtful"] = [asdict(row) for row in rows]
         summary["truncated_prompts"] = store.manifest["prompts"]["truncated"]["count"]
         click.echo(json.dumps(summary))
-        return
+        raise click.exceptions.Exit(2 if failed else 0)
     for row in rows:
         if row.problems:
             click.echo(f"{row.model}@{row.steps}: {row.problems} of {row.images} images", err=True)
@@ -122,6 +122,8 @@ def run(spec: Path | None, engine: str, address: str | None, workers: int | None
     more = f", {plan.num_images} of them asked for now" if count > plan.num_images else ""
     click.echo(f"{count} images in {folder} ({sum(row.defective for row in rows)} defective{more})")
     click.echo(f"Next: hypersd-bench report {shlex.quote(str(folder))}")
+    if failed:
+        raise click.exceptions.Exit(2)
 
 
 def _tell_truncated(cut: dict[str, Any]) -> None:
@@ -138,8 +140,7 @@ def _tell_truncated(cut: dict[str, Any]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def score(folder: Path, metrics: str | None, reference: Path | None, device: str | None, as_json: bool) -> None:
     """Score what RUN has not scored yet, by its own metrics or by others."""
-    from hypersd_bench.contracts import MetricContext
-    from hypersd_bench.reference import image_paths
+    from hypersd_bench.reference import open_reference
     from hypersd_bench.runner.benchmark import choose_device
     from hypersd_bench.runner.plan import draw_scenes, metric_infos
     from hypersd_bench.runner.score import score_run
@@ -151,11 +152,11 @@ def score(folder: Path, metrics: str | None, reference: Path | None, device: str
     added = [asdict(info) for info in metric_infos(ids) if info.id not in own]
     spec = store.manifest["spec"]
     if reference:
-        image_paths(reference)
+        open_reference(reference, scenes=False)
         spec["reference"] = str(reference.resolve())  # the run's from now on: its set scores are all of one reference
     own_reference = Path(spec["reference"]) if spec.get("reference") else None
     scenes = draw_scenes(model.get("pipeline", "") for model in store.manifest["models"])
-    failed = score_run(store, ids, MetricContext(choose_device(device), own_reference, scenes))
+    failed = score_run(store, ids, choose_device(device), open_reference(own_reference, scenes))
     if added or reference:
         store.manifest["metrics"] += added
         write_json(folder / "run.json", store.manifest)
@@ -165,6 +166,8 @@ def score(folder: Path, metrics: str | None, reference: Path | None, device: str
         click.echo(json.dumps({"run": str(folder), "metrics": ids, "not_scored": failed}))
     else:
         click.echo(f"{len(ids) - len(failed)} metrics scored in {folder}")
+    if failed:
+        raise click.exceptions.Exit(2)
 
 
 @click.command()

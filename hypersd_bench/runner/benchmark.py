@@ -10,7 +10,7 @@ from hypersd_bench.errors import InputError
 from hypersd_bench.host import keep_freed_memory
 from hypersd_bench.runner.generate import Engine, LocalEngine, generate
 from hypersd_bench.runner.manifest import extended, manifest
-from hypersd_bench.runner.plan import Plan, metric_context, require_device
+from hypersd_bench.runner.plan import Plan, reference_of, require_device
 from hypersd_bench.runner.score import score_run
 from hypersd_bench.runner.timing import time_run
 from hypersd_bench.runner.truncation import count_truncated
@@ -42,7 +42,7 @@ def run_benchmark(plan: Plan, out: Path, device: str, engine: Engine | None = No
         store.manifest["workers"] = known + [machine for machine in machines if machine not in known]
         write_json(out / "run.json", store.manifest)
     time_run(plan, store, engine)
-    failed = score_run(store, [info.id for info in plan.metrics], metric_context(plan, device))
+    failed = score_run(store, [info.id for info in plan.metrics], device, reference_of(plan))
     return store, failed
 
 

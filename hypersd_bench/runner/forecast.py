@@ -18,13 +18,13 @@ from typing import Any
 from hypersd_bench.errors import InputError
 from hypersd_bench.host import keep_freed_memory
 from hypersd_bench.machine import num_cores
+from hypersd_bench.reference import ReferenceSet
 from hypersd_bench.runner.generate import missing
 from hypersd_bench.runner.manifest import manifest
 from hypersd_bench.runner.memory import key_of
-from hypersd_bench.runner.needs import Need, at_hand, needs_of, pixels_of, unscorable
-from hypersd_bench.runner.plan import Configuration, Plan, by_pipeline, lacks_arithmetic, metric_context
+from hypersd_bench.runner.needs import Need, at_hand, needs_of, pixels_of, without_reference
+from hypersd_bench.runner.plan import Configuration, Plan, by_pipeline, lacks_arithmetic, reference_of
 from hypersd_bench.runner.probe import Probed, Speed, probe
-from hypersd_bench.runner.score import is_of_reference
 from hypersd_bench.runner.timing import GAIN, LARGER, LONGEST, Todo, settings_of
 from hypersd_bench.runner.truncation import count_truncated
 from hypersd_bench.store import RunStore
@@ -334,7 +334,7 @@ def _scoring_seconds(plan: Plan, store: RunStore | None, to_make: Mapping[str, i
             continue
         images = plan.num_images
         if info.kind == "set":
-            done = _scored_sets(store, info.id, plan.spec.reference) if store else set()
+            done = _scored_sets(store, info.id, reference_of(plan)) if store else set()
             todo = [c for c in plan.configurations if to_make[str(c)] or (c.label, c.steps) not in done]
             images = len(todo) * images // len(plan.configurations)
             total += len(todo) * cost.per_set
@@ -360,10 +360,10 @@ def _pair_seconds(plan: Plan, images: int, score: float, read: float) -> float:
     return pairs * max(score, read * (1 + 1 / models))
 
 
-def _scored_sets(store: RunStore, metric: str, reference: Path | None) -> set[tuple[str, int]]:
+def _scored_sets(store: RunStore, metric: str, reference: ReferenceSet | None) -> set[tuple[str, int]]:
     """The models and step counts that have a value under a set metric; none where any is of another reference."""
     rows = [row for row in store.set_scores() if row.metric == metric and row.value is not None]
-    one = all(is_of_reference(row, reference) for row in rows)
+    one = reference is not None and all(row.reference == reference.id for row in rows)
     return {(row.model, row.steps) for row in rows} if one else set()
 
 
@@ -452,16 +452,9 @@ def _notes(plan: Plan, here: Mapping[str, Configuration], probed: Probed | None,
         yield "times hold for a machine as busy as it is now (their error: benchmarks/test_forecast.py)"
     elif not probing:
         yield "no probe was made: without --no-probe, a few batches tell the time"
-    for name, reason in (probed.unscored if probed else _without_reference(plan)).items():
+    lacking = probed.unscored if probed else without_reference(plan.metrics, reference_of(plan))
+    for name, reason in lacking.items():
         yield f"{name} can't be computed: {reason}"
-
-
-def _without_reference(plan: Plan) -> dict[str, str]:
-    """The set metrics that can't be computed for want of a reference, with the reason."""
-    context = metric_context(plan, "cpu")
-    if context.reference or context.scenes:
-        return {}
-    return unscorable(replace(plan, metrics=tuple(info for info in plan.metrics if info.kind == "set")), context)
 
 
 def _nearest_folder(path: Path) -> Path:

@@ -10,11 +10,12 @@ from pathlib import Path
 from hypersd_bench import registry
 from hypersd_bench.catalog.local import weight_files
 from hypersd_bench.catalog.spec import HubWeights, ModelSpec
-from hypersd_bench.contracts import MetricContext
+from hypersd_bench.contracts import MetricContext, MetricInfo
 from hypersd_bench.errors import InputError
 from hypersd_bench.hub import check_whole, hub_status, look_up, resolved_commit
 from hypersd_bench.pipelines import base_folder, is_on_hub, pipeline_weights, weights_path
-from hypersd_bench.runner.plan import Configuration, Plan
+from hypersd_bench.reference import NO_REFERENCE, ReferenceSet
+from hypersd_bench.runner.plan import Configuration, Plan, reference_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,15 +104,21 @@ def fetched(plan: Plan) -> list[Fetched]:
     return list(found.values())
 
 
-def unscorable(plan: Plan, context: MetricContext) -> dict[str, str]:
-    """The plan's metrics that can't be computed here, with the reason: each is built, and let go."""
-    found = {}
+def unscorable(plan: Plan, device: str) -> dict[str, str]:
+    """The plan's metrics that can't be computed here, with the reason: each is built, and its weights are brought."""
+    found = without_reference(plan.metrics, reference_of(plan))
+    context = MetricContext(device)
     for info in plan.metrics:
         try:
             registry.resolve("metric", info.id)(context)
         except InputError as error:
             found[info.id] = str(error)
     return found
+
+
+def without_reference(infos: Iterable[MetricInfo], reference: ReferenceSet | None) -> dict[str, str]:
+    """The set metrics that have nothing to compare with, with the reason."""
+    return {} if reference else {info.id: NO_REFERENCE for info in infos if info.kind == "set"}
 
 
 def pixels_of(pipeline: str) -> int:

@@ -13,11 +13,11 @@ from hypersd_bench import registry
 from hypersd_bench.catalog.guard import as_asked
 from hypersd_bench.catalog.local import local_family, parse_contract, teacher
 from hypersd_bench.catalog.spec import HubWeights, ModelSpec
-from hypersd_bench.contracts import MetricContext, MetricInfo
+from hypersd_bench.contracts import MetricInfo
 from hypersd_bench.errors import InputError, unknown_name
 from hypersd_bench.pipelines import HUB_BASES, base_folder, is_on_hub
 from hypersd_bench.prompts import PromptSet, load_prompts
-from hypersd_bench.reference import image_paths
+from hypersd_bench.reference import ReferenceSet, open_reference
 from hypersd_bench.runner.spec import Contrast, ModelRef, RunSpec
 
 MOST_SCENE_WORDS = 1000  # the miniature's vocabulary has some 300 tokens, CLIP's 49,408
@@ -109,10 +109,10 @@ def metric_infos(ids: Iterable[str]) -> tuple[MetricInfo, ...]:
     return tuple(registry.resolve("metric", id).info for id in ids)
 
 
-def metric_context(plan: Plan, device: str) -> MetricContext:
-    """What a plan's metrics are built from."""
+def reference_of(plan: Plan) -> ReferenceSet | None:
+    """What a plan's set metrics compare with; None where they have nothing to."""
     scenes = draw_scenes(configuration.pipeline for configuration in plan.configurations)
-    return MetricContext(device, plan.spec.reference, scenes)
+    return open_reference(plan.spec.reference, scenes)
 
 
 def draw_scenes(pipelines: Iterable[str]) -> bool:
@@ -147,11 +147,11 @@ def _dtype(dtype: str | None, base: str, device: str) -> str:
 
 
 def _reference(reference: Path | None, folder: Path) -> Path | None:
-    """The reference folder as an absolute path; raises InputError unless it holds images."""
+    """The reference as an absolute path; raises InputError unless it is one."""
     if reference is None:
         return None
     found = (folder / reference.expanduser()).resolve()
-    image_paths(found)
+    open_reference(found, scenes=False)
     return found
 
 

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from hypersd_bench import registry
+from hypersd_bench.contracts import MetricContext
 from hypersd_bench.errors import InputError
+from hypersd_bench.reference import ReferenceSet
+from hypersd_bench.runner.image_reader import load_images
 from hypersd_bench.runner.maker import ENCODE_BATCH, Finished, Job, Maker
 from hypersd_bench.runner.memory import Key, key_of
-from hypersd_bench.runner.plan import Configuration, Plan, metric_context
-from hypersd_bench.runner.score import load_images
+from hypersd_bench.runner.needs import without_reference
+from hypersd_bench.runner.plan import Configuration, Plan, reference_of
 from hypersd_bench.runner.timing import Clock, peak_memory
 from hypersd_bench.store import CostRow, ImageRow, RunStore, write_bytes
 
@@ -245,13 +248,23 @@ def _score(plan: Plan, store: RunStore, device: str, found: Probed) -> None:
     started = time.perf_counter()
     images = load_images(store.folder, rows)
     found.read = (time.perf_counter() - started) / len(rows)
-    context = metric_context(plan, device)
+    context, reference = MetricContext(device), reference_of(plan)
+    found.unscored |= without_reference(plan.metrics, reference)
+    timed: set[str] = set()  # extractors: each image passes one once for all of its metrics
     for info in plan.metrics:
+        if info.id in found.unscored:
+            continue
         started = time.perf_counter()
         try:
             metric = registry.resolve("metric", info.id)(context)
             load = time.perf_counter() - started
-            found.scoring[info.id] = _scoring_time(metric, load, images, [row.prompt for row in rows], plan)
+            prompts = [row.prompt for row in rows]
+            if info.features:
+                again = info.features in timed
+                found.scoring[info.id] = _feature_time(metric, load, images, prompts, reference, again)
+                timed.add(info.features)
+            else:
+                found.scoring[info.id] = _scoring_time(metric, load, images, prompts, plan)
         except InputError as error:
             found.unscored[info.id] = str(error)
 
@@ -259,26 +272,31 @@ def _score(plan: Plan, store: RunStore, device: str, found: Probed) -> None:
 def _scoring_time(metric: Any, load: float, images: Tensor, prompts: Sequence[str], plan: Plan) -> ScoringTime:
     """Score images twice, the first time to warm up."""
     count, group = len(images), max(2, plan.spec.replicates)
-
-    def twice(call: Callable[[], object]) -> float:
-        call()
-        return _seconds(call)
-
     match metric.info.kind:
         case "image":
-            return ScoringTime(load, twice(lambda: metric.score(images, prompts)) / count)
+            return ScoringTime(load, _warm_seconds(lambda: metric.score(images, prompts)) / count)
         case "prompt":
             some = images[:group] if count >= group else images[:1].expand(group, -1, -1, -1)
-            return ScoringTime(load, twice(lambda: metric.score_group(some, prompts[0])) / group)
-        case "pair":
-            return ScoringTime(load, twice(lambda: metric.score_pairs(images, images)) / count)
-    image = twice(lambda: metric.features(images)) / count
-    features = metric.features(images if count > 1 else images.expand(2, -1, -1, -1))
-    distance = twice(lambda: metric.distance(features, features))
-    if plan.spec.reference:  # maybe many: as many times an image
-        return ScoringTime(load + image * _num_files(plan.spec.reference), image, distance)
-    return ScoringTime(load + _seconds(metric.reference), image, distance)
+            return ScoringTime(load, _warm_seconds(lambda: metric.score_group(some, prompts[0])) / group)
+    return ScoringTime(load, _warm_seconds(lambda: metric.score_pairs(images, images)) / count)
 
 
-def _num_files(folder: Path) -> int:
-    return sum(path.is_file() for path in folder.glob("*"))
+def _feature_time(
+    metric: Any, load: float, images: Tensor, prompts: Sequence[str], reference: ReferenceSet | None, again: bool
+) -> ScoringTime:
+    """Time an extractor, unless it was timed (``again``), and what a metric does with its features."""
+    count = len(images)
+    image = 0.0 if again else _warm_seconds(lambda: metric.extractor(images)) / count
+    if metric.info.kind == "image":
+        features = metric.extractor(images)
+        return ScoringTime(load, image + _warm_seconds(lambda: metric.score_features(features, prompts)) / count)
+    features = metric.extractor(images if count > 1 else images.expand(2, -1, -1, -1))
+    features = features.repeat(-(-metric.info.min_images // len(features)), 0)
+    distance = _warm_seconds(lambda: metric.distance(features, features))
+    return ScoringTime(load + image * (reference.num_images if reference else 0), image, distance)
+
+
+def _warm_seconds(call: Callable[[], object]) -> float:
+    """Seconds of a second call: the first warms up."""
+    call()
+    return _seconds(call)

@@ -13,7 +13,6 @@ from PIL import Image
 
 from hypersd_bench.bench import Bench
 from hypersd_bench.catalog.spec import ModelSpec
-from hypersd_bench.contracts import MetricContext
 from hypersd_bench.errors import InputError
 from hypersd_bench.pipelines import load_base, sample
 from hypersd_bench.runner.benchmark import run_benchmark
@@ -112,7 +111,7 @@ def test_what_cannot_be_compared_is_missing_with_its_reason(base: Path, lora: Pa
     with sqlite3.connect(store.folder / "ledger.sqlite") as db:
         db.execute("UPDATE image SET defect = 'black' WHERE id = ?", (first[0],))
     db.close()
-    score_run(store, ["toy/spread", "toy/darker"], MetricContext())
+    score_run(store, ["toy/spread", "toy/darker"], "cpu", None)
     spread, darker = store.scores("toy/spread"), store.scores("toy/darker")
     assert (spread[first[0]].value, spread[first[0]].reason) == (None, "image is black")  # type: ignore[index]
     assert (spread[first[1]].value, spread[first[1]].reason) == (None, "no other sound image of its prompt")  # type: ignore[index]
@@ -122,7 +121,7 @@ def test_what_cannot_be_compared_is_missing_with_its_reason(base: Path, lora: Pa
     with sqlite3.connect(store.folder / "ledger.sqlite") as db:  # as after a run that goes on: a group has grown
         db.execute("UPDATE image SET defect = '' WHERE id = ?", (first[0],))
     db.close()
-    score_run(store, ["toy/spread", "toy/darker"], MetricContext())
+    score_run(store, ["toy/spread", "toy/darker"], "cpu", None)
     assert all(row.value is not None for row in store.scores("toy/spread").values())
     assert store.scores("toy/darker")[lost[0].image_id].value is not None
 
