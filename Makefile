@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CODE := hypersd_bench metrics distill user_study reports tests benchmarks
 
-.PHONY: help setup demo test lint bench lock clean
+.PHONY: help setup demo test lint bench canaries lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,9 @@ lint: setup
 
 bench: setup ## speed: training images/s, generated images/s, Frechet distance
 	$(BIN)/pytest benchmarks --benchmark-only
+
+canaries: setup ## record anew what the metrics that come along give for the fixed images
+	$(BIN)/python -m tests.record_canaries
 
 lock: setup ## write requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile pyproject.toml --extra dev --extra inception --extra data --extra ray --universal --python-version 3.11 --upgrade \

@@ -103,6 +103,9 @@ PROMPTS = {
     "dpg": "hypersd_bench.prompt_sets.dpg:DPG",
     "hpsv2": "hypersd_bench.prompt_sets.hpsv2:HPS_V2",
 }
+ADVISERS = {  # what the core asks of the floors above it
+    "power": "metrics.power:power_of",
+}
 VERBS = {
     "demo": Verb("hypersd_bench.cli.demo:demo", "The whole story on the miniature: distil, benchmark, score, report."),
     "list": Verb("hypersd_bench.cli.list:list_command", "What there is: models, methods, metrics, prompts."),
@@ -127,13 +130,17 @@ _TABLES: dict[str, dict[str, Any]] = {
     "segmenter": SEGMENTERS,
     "family": FAMILIES,
     "prompts": PROMPTS,
+    "adviser": ADVISERS,
     "verb": VERBS,
 }
 
 
 @cache
 def rows(kind: str) -> dict[str, Any]:
-    """All rows of a kind (metric, method, reward, segmenter, family, prompts, verb), ours and those of entry points."""
+    """All rows of a kind (metric, method, reward, segmenter, family, prompts, adviser, verb).
+
+    Ours, and those of entry points.
+    """
     table = dict(_TABLES[kind])
     for point in entry_points(group=f"hypersd_bench.{kind}"):
         if point.name in table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hypersd_bench import registry
 from hypersd_bench.cli.run import read_spec, spec_options
+from hypersd_bench.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from hypersd_bench.runner.forecast import Forecast
     from hypersd_bench.runner.needs import Fetched
+    from hypersd_bench.runner.plan import Plan
 
 GIB = 2**30
 HEADINGS = ("configuration", "images", "to make", "batch", "s/image", "time", "GiB", "from")
@@ -23,14 +27,77 @@ HEADINGS = ("configuration", "images", "to make", "batch", "s/image", "time", "G
 @click.command()
 @spec_options
 @click.option("--probe/--no-probe", default=True, help="Make a few batches to measure what nothing else tells.")
+@click.option(
+    "--effect", multiple=True, metavar="[METRIC=]X", help="How many prompts show a difference of X, in a metric's unit?"
+)
+@click.option("--like", type=click.Path(path_type=Path), help="A scored run to learn from how much scores spread.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan(spec: Path | None, probe: bool, as_json: bool, **flags: Any) -> None:
-    """Say what running SPEC (a YAML file) or the flags will take: images, time, memory, disk; nothing is downloaded."""
+def plan(
+    spec: Path | None, probe: bool, effect: tuple[str, ...], like: Path | None, as_json: bool, **flags: Any
+) -> None:
+    """Say what running SPEC (a YAML file) or the flags will take, and what it can show; nothing is downloaded."""
     from hypersd_bench.runner.forecast import forecast
+    from hypersd_bench.store import RunStore
 
     made, folder, device = read_spec(spec, flags)
+    effects = _effects(effect, [info.id for info in made.metrics])
+    pilot = RunStore.open(like) if like else RunStore.begun(folder)
+    shown = registry.resolve("adviser", "power")(
+        made.metrics, len(made.prompts.prompts), made.spec.replicates, num_comparisons(made), effects, pilot
+    )
     found = forecast(made, folder, device, probe)
-    click.echo(json.dumps(found.to_json(), indent=2, sort_keys=True) if as_json else render(found))
+    if as_json:
+        values = found.to_json() | {"power": [asdict(one) for one in shown]}
+        click.echo(json.dumps(values, indent=2, sort_keys=True))
+        return
+    click.echo(render(found))
+    click.echo(render_power(shown, len(made.prompts.prompts), made.spec.replicates))
+
+
+def num_comparisons(made: Plan) -> int:
+    """How many comparisons with the baseline ``compare`` will correct together."""
+    baseline = {c.steps for c in made.configurations if c.label == made.baseline}
+    return max(
+        1, len(made.metrics) * sum(c.label != made.baseline and c.steps in baseline for c in made.configurations)
+    )
+
+
+def render_power(shown: Sequence[Any], num_prompts: int, seeds: int) -> str:
+    """What a run can show, as plain text."""
+    if not shown:
+        return "no metrics: nothing to be shown"
+    lines = [
+        f"smallest difference that {num_prompts:,} prompts x {seeds} show, paired, 80 % power, level 5 % corrected for "
+        f"{shown[0].comparisons} comparisons:"
+    ]
+    for one in shown:
+        if one.detectable is None:
+            lines.append(f"  {one.metric}: unknown; {one.source}")
+            continue
+        more = [f"{one.twice_the_prompts:.2g} with twice the prompts"]
+        if one.twice_the_seeds is not None:
+            more.append(f"{one.twice_the_seeds:.2g} with twice the seeds")
+        lines.append(f"  {one.metric}: {one.detectable:.2g} {one.unit} ({', '.join(more)}; {one.source})")
+        if one.prompts_needed is not None:
+            lines.append(f"    a difference of {one.effect:g} needs {one.prompts_needed:,} prompts x {seeds}")
+    return "\n".join(lines)
+
+
+def _effects(given: Sequence[str], metrics: Sequence[str]) -> dict[str, float]:
+    """``0.1`` for every metric, ``METRIC=0.1`` for one; InputError for what is neither."""
+    found: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        if name and name not in metrics:
+            raise unknown_name("metric", name, metrics, "this spec")
+        try:
+            effect = float(number)
+        except ValueError:
+            effect = 0.0
+        if not 0 < effect < float("inf"):
+            raise InputError(f"--effect {text}: give a difference above 0, as 0.1 or {metrics[0]}=0.1")
+        found |= {name: effect} if name else dict.fromkeys(metrics, effect)
+    return found
 
 
 @click.command()
