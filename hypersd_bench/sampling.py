@@ -30,7 +30,8 @@ class SamplerContract:
     (0 and 1 mean none). eta: what the scheduler's step takes, or None. lora_scale: how strongly a LoRA is applied.
     embedded_guidance: for a UNet that is told w, the g = 1 + w it is sampled with, instead of guidance proper.
     shifted_timestep: for a UNet that is told t * shifted_timestep / 1000 instead of the scheduler's t (NitroFusion,
-    arXiv 2412.02030); its eps, too, belongs to the timestep that it is told.
+    arXiv 2412.02030); its eps, too, belongs to the timestep that it is told. negative_prompt: what guidance leads away
+    from; empty: the base's unconditional input.
     """
 
     scheduler: str
@@ -42,11 +43,15 @@ class SamplerContract:
     prediction_type: str = "epsilon"
     embedded_guidance: float | None = None
     shifted_timestep: int | None = None
+    negative_prompt: str = ""
 
     def __post_init__(self) -> None:
         if self.embedded_guidance is not None and self.guidance_scale > 1:
             raise InputError(f"a sampler contract can't have both guidance_scale {self.guidance_scale:g} and "
                              f"embedded_guidance {self.embedded_guidance:g}; drop one of them")  # fmt: skip
+        if self.negative_prompt and self.guidance_scale <= 1:
+            raise InputError(f"a negative prompt needs guidance_scale above 1, not {self.guidance_scale:g}: without "
+                             "guidance nothing reads it")  # fmt: skip
 
     def require_steps(self, steps: int, model: str) -> None:
         """Raise InputError naming the supported step counts unless ``steps`` is one of them."""

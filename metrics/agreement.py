@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hypersd_bench.contracts import MetricContext, MetricInfo
 from metrics.factory import Factory
+from metrics.lpips import WEIGHTS
 from metrics.perceptual import Distance, load_lite0_distance, load_lpips_distance
 
 if TYPE_CHECKING:
@@ -54,4 +55,5 @@ LPIPS = Factory(
         note=f"LPIPS (AlexNet, version 0.1), teacher at its most steps, same noise; {MEANING}",
     ),
     _lpips,
+    (WEIGHTS,),
 )  # fmt: skip

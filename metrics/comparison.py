@@ -1,12 +1,15 @@
-"""Levels and paired differences of a run, read from its ledger and features. No torch: reports call this.
+"""Levels and paired differences of runs, read from their ledgers and features. No torch: reports call this.
 
 A difference is always model minus baseline, on the images that both have: same prompt, same noise, same step count.
+Models of several runs stand side by side where the runs pair: same noise, same texts, metrics of the same version and
+of the same reference.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,27 +17,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypersd_bench.contracts import MetricInfo
-from hypersd_bench.errors import unknown_name
+from hypersd_bench.errors import InputError, unknown_name
+from hypersd_bench.features import read_features, read_reference
 from hypersd_bench.store import ImageRow, RunStore, SetScoreRow
-from metrics.frechet import subset_distance
+from metrics.set_statistics import STATISTICS, PreparedReference, subset_statistic
 from metrics.stats import (
     Difference,
     Estimate,
+    Replicates,
     clustered_mean,
     clustered_rate,
-    grouped_jackknife,
     holm,
-    jackknife_difference,
-    paired_difference,
+    jackknife,
+    minimum_detectable_difference,
+    paired_differences,
 )
 
 Verdict = Literal["better", "worse", "no difference shown"]
 Cell = tuple[str, int]  # model, steps
 Key = tuple[str, int]  # prompt id, replicate: what models share
 Pair = tuple[str, str, int]  # model, baseline, steps of both
+CellPair = tuple[Cell, Cell]
 ALPHA = 0.05
 RATE = "rate"  # the unit of values in [0, 1]
-FRECHET = "fid/"  # set metrics of this family are Fréchet distances of their features
+FRECHET = "fid/"  # family of Fréchet distances that reports warn about
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,8 @@ class Comparison:
     """Model against baseline at the same step count.
 
     difference: model minus baseline. p_holm: corrected over all comparisons of the run. verdict: of the model.
+    detectable: the smallest true difference that this n shows with 80 % power, at ALPHA over the number of comparisons
+    (on the safe side of Holm's steps); NaN where there is no interval.
     """
 
     metric: str
@@ -64,45 +72,43 @@ class Comparison:
     difference: Difference
     p_holm: float
     verdict: Verdict
+    detectable: float = np.nan
 
 
-def summaries(store: RunStore) -> list[Summary]:
+def summaries(of: RunStore | View) -> list[Summary]:
     """Every metric's level for every model and step count, in the manifest's order of metrics and models."""
-    run = _Run(store)
-    return [_summary(run, info, cell) for info in run.infos for cell in run.cells]
+    view = _view(of)
+    return [_summary(view, info, cell) for info in view.infos for cell in view.cells if view.asks(info.id, cell)]
 
 
-def comparisons(store: RunStore, baseline: str | None = None) -> list[Comparison]:
+def comparisons(of: RunStore | View, baseline: str | None = None) -> list[Comparison]:
     """Compare every model to the baseline (default: the run's own) wherever both have the step count and scores."""
-    run = _Run(store)
-    baseline = baseline or str(store.manifest["baseline"])
-    models = {model for model, _ in run.cells}
+    view = _view(of)
+    baseline = baseline or view.baseline
+    if not baseline:
+        raise InputError(f"{view.name} names no baseline; choose one with --against MODEL")
+    models = {model for model, _ in view.cells}
     if baseline not in models:
-        raise unknown_name("model", baseline, models, str(store.folder))
-    return _compared(run, [(model, baseline, steps) for model, steps in run.cells if model != baseline])
+        raise unknown_name("model", baseline, models, view.name)
+    return _compared(view, [(model, baseline, steps) for model, steps in view.cells if model != baseline])
 
 
-def contrasts(store: RunStore, pairs: Iterable[Pair]) -> list[Comparison]:
+def contrasts(of: RunStore | View, pairs: Iterable[Pair]) -> list[Comparison]:
     """Compare chosen pairs, (model, baseline, steps), wherever both have scores; one that has none is left out."""
-    run = _Run(store)
-    return _compared(run, [pair for pair in pairs if (pair[0], pair[2]) in run.images])
-
-
-def _compared(run: _Run, pairs: Sequence[Pair]) -> list[Comparison]:
-    found = [
-        Comparison(info.id, model, steps, baseline, difference, 1.0, "no difference shown")
-        for info in run.infos
-        for model, baseline, steps in pairs
-        if (difference := _difference(run, info, (model, steps), (baseline, steps)))
-    ]
-    return corrected(found, {info.id: info for info in run.infos})
+    view = _view(of)
+    return _compared(view, [pair for pair in pairs if (pair[0], pair[2]) in view.images])
 
 
 def corrected(found: Sequence[Comparison], infos: Mapping[str, MetricInfo]) -> list[Comparison]:
     """The same comparisons, judged after Holm's correction over all of them."""
     adjusted = holm([comparison.difference.p_value for comparison in found])
     return [
-        replace(c, p_holm=p, verdict=verdict(c.difference.value, p, infos[c.metric].direction == "higher"))
+        replace(
+            c,
+            p_holm=p,
+            verdict=verdict(c.difference.value, p, infos[c.metric].direction == "higher"),
+            detectable=minimum_detectable_difference(c.difference.error, 1, alpha=ALPHA, comparisons=len(found)),
+        )
         for c, p in zip(found, adjusted, strict=True)
     ]
 
@@ -119,94 +125,311 @@ def is_trained_on(targets: Iterable[str], metric: str) -> bool:
     return not {metric, metric.split("/")[0]}.isdisjoint(targets)
 
 
-class _Run:
-    """A run's images by model and step count, and its values by image."""
+class View:
+    """The models of one or several runs side by side: images by model and step count, values by image.
 
-    def __init__(self, store: RunStore) -> None:
-        self.store = store
-        self.infos = [MetricInfo(**raw) for raw in store.manifest["metrics"]]
-        self.images: dict[Cell, list[ImageRow]] = defaultdict(list)
-        for row in store.images():
-            self.images[row.model, row.steps].append(row)
-        order = [str(model["name"]) for model in store.manifest["models"]]
-        self.cells = sorted(self.images, key=lambda cell: (order.index(cell[0]), cell[1]))
-        self.scores = {info.id: store.scores(info.id) for info in self.infos if info.per_image}
-        self.set_scores = {(row.metric, row.model, row.steps): row for row in store.set_scores()}
+    A model whose name is in two runs is called ``run:model``, the run by its folder's name. metrics and steps: the only
+    ones wanted; all unless given. Raises InputError for unknown ones, and where the runs don't pair: another seed,
+    another text for a prompt, a metric of another version, of other weights or of another reference.
+    """
+
+    def __init__(self, stores: Sequence[RunStore], metrics: Collection[str] = (), steps: Collection[int] = ()) -> None:
+        """Read the ledgers."""
+        self.stores = list(stores)
+        self.name = ", ".join(str(store.folder) for store in stores)
+        self._labels = _labels(stores)
+        self.images: dict[Cell, list[ImageRow]] = {}
+        self._origin: dict[Cell, int] = {}
+        for i, store in enumerate(stores):
+            self._read_images(i, store, steps)
+        if steps and (absent := set(steps) - {count for _, count in self.images}):
+            raise InputError(f"no images at {_listed(map(str, sorted(absent)))} steps in {self.name}; see --steps")
+        self.cells = self._ordered()
+        self.asked = [{str(raw["id"]): MetricInfo(**raw) for raw in store.manifest["metrics"]} for store in stores]
+        known = {metric_id: info for asked in reversed(self.asked) for metric_id, info in asked.items()}
+        for wanted in metrics:
+            if wanted not in known:
+                raise unknown_name("metric", wanted, known, self.name)
+        order = dict.fromkeys(metric_id for asked in self.asked for metric_id in asked)
+        self.infos = [known[metric_id] for metric_id in order if not metrics or metric_id in metrics]
+        self._scores = [{info.id: store.scores(info.id) for info in self.infos if info.per_image} for store in stores]
+        self.set_scores = [{(r.metric, r.model, r.steps): r for r in store.set_scores()} for store in stores]
+        self._references: dict[tuple[str, str], PreparedReference] = {}
+        if len(stores) > 1:
+            _require_pairing(self)
+
+    @property
+    def baseline(self) -> str:
+        """The first run's own baseline; empty where it names none."""
+        return self._labels[0].get(str(self.stores[0].manifest.get("baseline") or ""), "")
+
+    @property
+    def trained_on(self) -> dict[str, list[str]]:
+        """What each model was optimised for, metrics by id or by family."""
+        return {
+            labels[str(entry["name"])]: list(entry.get("trained_on", ()))
+            for store, labels in zip(self.stores, self._labels, strict=True)
+            for entry in store.manifest["models"]
+        }
+
+    def origin(self, cell: Cell) -> tuple[RunStore, str]:
+        """The run that a configuration is of, and the model's name there."""
+        return self.stores[self._origin[cell]], self.images[cell][0].model
+
+    def asks(self, metric: str, cell: Cell) -> bool:
+        """Whether the configuration's run is scored by this metric."""
+        return metric in self.asked[self._origin[cell]]
+
+    def version(self, run: int, metric: str) -> str:
+        """Version of the metric that the scores of a run are of."""
+        scored = self.stores[run].manifest.get("scored_versions", {})
+        return str(scored.get(metric, self.asked[run][metric].version))
 
     def values(self, metric: str, cell: Cell) -> dict[Key, float]:
         """The values there are, by prompt and replicate."""
-        scored = ((row, self.scores[metric].get(row.id or 0)) for row in self.images[cell])
-        return {(r.prompt_id, r.replicate): s.value for r, s in scored if s is not None and s.value is not None}
+        return {
+            (row.prompt_id, row.replicate): value for row, value, _ in self._scored(metric, cell) if value is not None
+        }
 
     def reasons(self, metric: str, cell: Cell) -> str:
         """Why images have no value: ``black (2), not scored (1)``."""
-        scored = ((row, self.scores[metric].get(row.id or 0)) for row in self.images[cell])
-        return _counted([s.reason if s else row.defect for row, s in scored if s is None or s.value is None])
+        return _counted([reason for _, value, reason in self._scored(metric, cell) if value is None])
 
-    def features(self, metric: str, cell: Cell) -> dict[Key, NDArray[np.float32]] | None:
-        """Features by prompt and replicate; None when they are missing or not of the images there are."""
-        path = self.store.features_path(metric, *cell)
-        rows = [row for row in self.images[cell] if not row.defect]
-        if not path.exists():
+    def set_score(self, metric: str, cell: Cell) -> SetScoreRow | None:
+        """A set metric's row."""
+        return self.set_scores[self._origin[cell]].get((metric, self.images[cell][0].model, cell[1]))
+
+    def features(self, info: MetricInfo, cell: Cell) -> dict[Key, NDArray[np.float32]]:
+        """Features of the sound images that have some, by prompt and replicate; none for a metric without statistic."""
+        if not info.features or info.statistic not in STATISTICS:
+            return {}
+        store, model = self.origin(cell)
+        fingerprint = str(store.manifest.get("extractors", {}).get(info.features, ""))
+        kept = read_features(store.folder, info.features, model, cell[1], fingerprint)
+        rows = (row for row in self.images[cell] if not row.defect and row.sha256 in kept)
+        return {(row.prompt_id, row.replicate): kept[row.sha256] for row in rows}
+
+    def replicates(self, info: MetricInfo, cell: Cell, keys: Sequence[Key] | None = None) -> Replicates | None:
+        """A set metric with each group of prompts left out, on the images of these keys (all sound ones unless given).
+
+        None where features, the reference that the score is of, or a statistic are missing. What was computed in this
+        process is not computed again: it is found by the content of features and reference.
+        """
+        features, row = self.features(info, cell), self.set_score(info.id, cell)
+        keys = sorted(features) if keys is None else keys
+        if not keys or row is None or not all(key in features for key in keys):
             return None
-        features: NDArray[np.float32] = np.load(path, allow_pickle=False)
-        if len(features) != len(rows):
-            return None
-        return {(row.prompt_id, row.replicate): x for row, x in zip(rows, features, strict=True)}
+        reference = self._reference(info, cell, row.reference)
+        return None if reference is None else _replicates(info.statistic, features, keys, reference)
 
-    def reference(self, metric: str) -> NDArray[np.float32] | None:
-        """A set metric's reference features, (M, d)."""
-        path = self.store.features_path(metric, "reference", 0).with_name("reference.npy")
-        return np.load(path, allow_pickle=False) if path.exists() else None
+    def _reference(self, info: MetricInfo, cell: Cell, reference_id: str) -> PreparedReference | None:
+        known = (info.features, reference_id)
+        if known not in self._references:
+            store, _ = self.origin(cell)
+            fingerprint = str(store.manifest.get("extractors", {}).get(info.features, ""))
+            kept = read_reference(store.folder, info.features, fingerprint)
+            if kept is None or kept.id != reference_id:
+                return None
+            self._references[known] = PreparedReference(kept.values)
+        reference = self._references[known]
+        return None if reference.moments is not None and info.statistic != "frechet" else reference
+
+    def _scored(self, metric: str, cell: Cell) -> list[tuple[ImageRow, float | None, str]]:
+        scores = self._scores[self._origin[cell]].get(metric, {})
+        found = ((row, scores.get(row.id or 0)) for row in self.images[cell])
+        return [(row, score.value, score.reason) if score else (row, None, row.defect) for row, score in found]
+
+    def _read_images(self, i: int, store: RunStore, steps: Collection[int]) -> None:
+        found: dict[Cell, list[ImageRow]] = defaultdict(list)
+        for row in store.images():
+            if not steps or row.steps in steps:
+                found[self._labels[i][row.model], row.steps].append(row)
+        self.images |= found
+        self._origin |= dict.fromkeys(found, i)
+
+    def _ordered(self) -> list[Cell]:
+        order = {label: n for n, label in enumerate(label for labels in self._labels for label in labels.values())}
+        return sorted(self.images, key=lambda cell: (order[cell[0]], cell[1]))
 
 
-def _summary(run: _Run, info: MetricInfo, cell: Cell) -> Summary:
-    num_images = len(run.images[cell])
+def _view(of: RunStore | View) -> View:
+    return of if isinstance(of, View) else View([of])
+
+
+def _labels(stores: Sequence[RunStore]) -> list[dict[str, str]]:
+    """What the models of each run are called among all."""
+    names = [[str(model["name"]) for model in store.manifest["models"]] for store in stores]
+    counts = Counter(name for of_run in names for name in set(of_run))
+    folders = [store.folder.resolve() for store in stores]
+    if len(set(folders)) < len(folders):
+        raise InputError("a run is named twice; name each once")
+    short = [folder.name for folder in folders]
+    runs = [s if short.count(s) == 1 else str(store.folder) for s, store in zip(short, stores, strict=True)]
+    return [
+        {name: name if counts[name] == 1 else f"{run}:{name}" for name in of_run}
+        for run, of_run in zip(runs, names, strict=True)
+    ]
+
+
+def _require_pairing(view: View) -> None:
+    """Raise InputError where values of two runs can't be set side by side."""
+    first, *others = view.stores
+    for i, other in enumerate(others, 1):
+        seeds = [store.manifest["spec"].get("seed") for store in (first, other)]
+        if seeds[0] != seeds[1]:
+            raise InputError(
+                f"{first.folder} is of seed {seeds[0]}, {other.folder} of {seeds[1]}: other noise doesn't pair; "
+                "compare each alone, or run one again with the other's seed"
+            )
+        for info in view.infos:
+            _require_same_protocol(view, info, i)
+    _require_same_prompts(view)
+
+
+def _require_same_prompts(view: View) -> None:
+    known: dict[str, ImageRow] = {}
+    seeds: dict[Key, int] = {}
+    for cell in view.cells:
+        folder = view.origin(cell)[0].folder
+        for row in view.images[cell]:
+            before = known.setdefault(row.prompt_id, row)
+            if before.prompt != row.prompt:
+                raise InputError(
+                    f"{row.prompt_id} is {row.prompt!r} in {folder} and {before.prompt!r} in another run: images of "
+                    "other prompts don't pair; give runs of one prompt set"
+                )
+            if seeds.setdefault((row.prompt_id, row.replicate), row.seed) != row.seed:
+                raise InputError(
+                    f"{row.prompt_id} has other noise in {folder} than in another run: such images don't pair; run one "
+                    "again with the other's seed"
+                )
+
+
+def _require_same_protocol(view: View, info: MetricInfo, other: int) -> None:
+    """Raise InputError where the first run and another are scored by one metric in two ways."""
+    runs = (0, other)
+    if not all(info.id in view.asked[run] for run in runs):
+        return
+    weights = [str(view.stores[run].manifest.get("extractors", {}).get(info.features, "")) for run in runs]
+    references = {
+        row.reference
+        for run in runs
+        for row in view.set_scores[run].values()
+        if row.metric == info.id and row.value is not None
+    }
+    of_two = {
+        "version": {view.version(run, info.id) for run in runs},
+        "weights": set(weights) if all(weights) else set(),
+        "reference": references,
+    }
+    for what, found in of_two.items():
+        if len(found) > 1:
+            raise InputError(
+                f"{info.id}: {view.stores[0].folder} and {view.stores[other].folder} are scored with another {what} "
+                f"({_listed(one[:40] for one in sorted(found))}): such numbers are never compared; score both again "
+                "with hypersd-bench score, or leave the metric out with --metrics"
+            )
+
+
+def _summary(view: View, info: MetricInfo, cell: Cell) -> Summary:
+    num_images = len(view.images[cell])
     if info.per_image:
-        values = run.values(info.id, cell)
+        values = view.values(info.id, cell)
         mean = clustered_rate if info.unit == RATE else clustered_mean
         estimate = mean(list(values.values()), [prompt for prompt, _ in values]) if values else None
-        return Summary(info.id, info, *cell, estimate, num_images - len(values), run.reasons(info.id, cell))
-    row = run.set_scores.get((info.id, *cell))
+        return Summary(info.id, info, *cell, estimate, num_images - len(values), view.reasons(info.id, cell))
+    row = view.set_score(info.id, cell)
     if row is None or row.value is None:
         reason = (row.reason if row else "") or "not scored"
         return Summary(info.id, info, *cell, None, num_images, reason)
-    defects = [image.defect for image in run.images[cell] if image.defect]
+    defects = [image.defect for image in view.images[cell] if image.defect]
     missing = num_images - row.num_images  # images newer than the score are missing too
     reason = _counted(defects + [""] * (missing - len(defects)))
-    return Summary(info.id, info, *cell, _set_estimate(run, info.id, cell, row), missing, reason)
+    return Summary(info.id, info, *cell, _set_estimate(view, info, cell, row, row.value), missing, reason)
 
 
-def _set_estimate(run: _Run, metric: str, cell: Cell, row: SetScoreRow) -> Estimate:
-    """The distance with its jackknife interval; without features on disk, the recorded value without one."""
-    features, reference = run.features(metric, cell), run.reference(metric)
-    if features is None or reference is None or not metric.startswith(FRECHET):
-        prompts = {image.prompt_id for image in run.images[cell]}
-        return Estimate(float(row.value or 0.0), np.nan, np.nan, row.num_images, len(prompts))
-    distance = subset_distance(np.stack(list(features.values())), reference)
-    return grouped_jackknife(distance, [prompt for prompt, _ in features])
+def _set_estimate(view: View, info: MetricInfo, cell: Cell, row: SetScoreRow, value: float) -> Estimate:
+    """The statistic with its jackknife interval; without the features that it is of, the recorded value without one."""
+    found = view.replicates(info, cell)
+    if found is None or found.n != row.num_images:
+        return Estimate(value, np.nan, np.nan, row.num_images, len({image.prompt_id for image in view.images[cell]}))
+    return found.estimate()
 
 
-def _difference(run: _Run, info: MetricInfo, cell: Cell, baseline: Cell) -> Difference | None:
-    if baseline not in run.images:
+def _compared(view: View, pairs: Sequence[Pair]) -> list[Comparison]:
+    cells = [((model, steps), (baseline, steps)) for model, baseline, steps in pairs]
+    found = [
+        Comparison(info.id, *cell, baseline, difference, 1.0, "no difference shown")
+        for info in view.infos
+        for (cell, (baseline, _)), difference in zip(cells, differences(view, info, cells), strict=True)
+        if difference is not None
+    ]
+    return corrected(found, {info.id: info for info in view.infos})
+
+
+def differences(view: View, info: MetricInfo, pairs: Sequence[CellPair]) -> list[Difference | None]:
+    """Difference of each pair of configurations, first minus second, on the images that both have a value for.
+
+    None where they share none, or where a set metric has no features, or another reference.
+    """
+    known = [pair for pair in pairs if all(cell in view.images for cell in pair)]
+    found: dict[CellPair, Difference] = {}
+    if info.per_image:
+        found = _image_differences(view, info, known)
+    else:
+        for pair in known:
+            difference = _set_difference(view, info, *pair)
+            if difference is not None:
+                found[pair] = difference
+    return [found.get(pair) for pair in pairs]
+
+
+def _image_differences(view: View, info: MetricInfo, pairs: Sequence[CellPair]) -> dict[CellPair, Difference]:
+    """All pairs in one matrix of prompts and pairs, so that they share the resamples."""
+    values = {cell: view.values(info.id, cell) for cell in dict.fromkeys(cell for pair in pairs for cell in pair)}
+    columns: dict[CellPair, dict[str, list[float]]] = {}
+    for pair in pairs:
+        a, b = (values[cell] for cell in pair)
+        by_prompt: dict[str, list[float]] = defaultdict(list)
+        for key in sorted(a.keys() & b.keys()):
+            by_prompt[key[0]].append(a[key] - b[key])
+        if by_prompt:
+            columns[pair] = by_prompt
+    if not columns:
+        return {}
+    prompts = {prompt: i for i, prompt in enumerate(sorted({p for column in columns.values() for p in column}))}
+    d = np.full((len(prompts), len(columns)), np.nan)
+    for c, column in enumerate(columns.values()):
+        for prompt, differences_of_seeds in column.items():
+            d[prompts[prompt], c] = np.mean(differences_of_seeds)
+    n = [sum(map(len, column.values())) for column in columns.values()]
+    return dict(zip(columns, paired_differences(d, n), strict=True))
+
+
+def _set_difference(view: View, info: MetricInfo, cell: Cell, baseline: Cell) -> Difference | None:
+    rows = [view.set_score(info.id, c) for c in (cell, baseline)]
+    if any(row is None or row.value is None for row in rows) or len({row.reference for row in rows if row}) > 1:
         return None
-    if not info.per_image:
-        return _set_difference(run, info.id, cell, baseline)
-    a, b = run.values(info.id, cell), run.values(info.id, baseline)
-    keys = _shared(a, b)
-    return paired_difference([a[k] for k in keys], [b[k] for k in keys], [k[0] for k in keys]) if keys else None
-
-
-def _set_difference(run: _Run, metric: str, cell: Cell, baseline: Cell) -> Difference | None:
-    a, b, reference = run.features(metric, cell), run.features(metric, baseline), run.reference(metric)
-    if a is None or b is None or reference is None or not metric.startswith(FRECHET):
-        return None
-    keys = _shared(a, b)
+    keys = sorted(view.features(info, cell).keys() & view.features(info, baseline).keys())
     if len(keys) < 2:
         return None
-    of_a = subset_distance(np.stack([a[k] for k in keys]), reference)
-    of_b = subset_distance(np.stack([b[k] for k in keys]), reference)
-    return jackknife_difference(lambda indices: of_a(indices) - of_b(indices), [k[0] for k in keys])
+    a, b = (view.replicates(info, c, keys) for c in (cell, baseline))
+    return (a - b).difference() if a is not None and b is not None else None
+
+
+_KNOWN_REPLICATES: dict[str, Replicates] = {}  # by the content of what they are of: twenty numbers each
+
+
+def _replicates(
+    statistic: str, features: Mapping[Key, NDArray[np.float32]], keys: Sequence[Key], reference: PreparedReference
+) -> Replicates:
+    x, clusters = np.stack([features[key] for key in keys]), [prompt for prompt, _ in keys]
+    content = hashlib.sha256(f"{statistic}\n{reference.digest}\n{clusters}\n{x.shape}\n".encode())
+    content.update(np.ascontiguousarray(x).data)
+    digest = content.hexdigest()
+    if digest not in _KNOWN_REPLICATES:
+        _KNOWN_REPLICATES[digest] = jackknife(subset_statistic(statistic, x, reference), clusters)
+    return _KNOWN_REPLICATES[digest]
 
 
 def _counted(reasons: Sequence[str]) -> str:
@@ -214,5 +437,6 @@ def _counted(reasons: Sequence[str]) -> str:
     return ", ".join(f"{reason} ({count})" for reason, count in sorted(counts.items()))
 
 
-def _shared(a: dict[Key, Any], b: dict[Key, Any]) -> Sequence[Key]:
-    return sorted(a.keys() & b.keys())
+def _listed(words: Iterable[Any]) -> str:
+    *most, last = map(str, words)
+    return f"{', '.join(most)} and {last}" if most else last

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hypersd_bench.contracts import MetricContext, MetricInfo
+from metrics.extractors.clip import require_miniature
 from metrics.factory import Factory
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Concept:
         """Score images (N, 3, H, W) uint8 RGB: (N,), 0 or 1; a prompt that is no scene caption raises InputError."""
         from hypersd_bench.pocket.scenes import parse_caption
 
+        require_miniature(images, self.info.id)
         wanted = [parse_caption(prompt) for prompt in prompts]
         readings = self.checker.read(images)
         right = [reading.matches(*want).all_ok for reading, want in zip(readings, wanted, strict=True)]

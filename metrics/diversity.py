@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hypersd_bench.contracts import MetricContext, MetricInfo
 from metrics.factory import Factory
+from metrics.lpips import WEIGHTS
 from metrics.perceptual import Distance, load_lite0_distance, load_lpips_distance
 
 if TYPE_CHECKING:
@@ -55,4 +56,5 @@ LPIPS = Factory(
         note=f"mean LPIPS (AlexNet, version 0.1) to the prompt's other images; {CEILING}",
     ),
     _lpips,
+    (WEIGHTS,),
 )  # fmt: skip

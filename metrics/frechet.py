@@ -8,12 +8,13 @@ numbers and no ``sqrtm``. With fewer images than dimensions it is the nuclear no
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hypersd_bench.contracts import ReferenceMoments
 
 Matrix = NDArray[np.float64]
 
@@ -58,53 +59,68 @@ def frechet_distance(reference: Moments, other: Moments) -> float:
 def gaussian_distance(m1: Matrix, S1: Matrix, m2: Matrix, S2: Matrix, R: Matrix | None = None) -> float:
     """Fréchet distance of N(m1, S1) and N(m2, S2); R is S1^(1/2) where it is known."""
     R = symmetric_root(S1) if R is None else R
-    eigenvalues = np.linalg.eigvalsh(R @ S2 @ R)
-    trace_root = np.sqrt(eigenvalues.clip(min=0)).sum()
-    return _distance(m1 - m2, float(np.trace(S1) + np.trace(S2)), float(trace_root))
+    traces = float(np.trace(S1) + np.trace(S2))
+    return _distance(m1 - m2, traces, _sum_of_roots(R @ S2 @ R))
 
 
-def feature_distance(features: NDArray[np.floating], reference: NDArray[np.floating]) -> float:
-    """Fréchet distance of features (N, d) to reference features (M, d), by whichever route is cheaper."""
-    if min(len(features), len(reference)) >= features.shape[1]:
-        return frechet_distance(Moments.of(reference), Moments.of(features))
-    return GramDistance(features, reference)()
+@dataclass(frozen=True, eq=False)
+class FrechetReference:
+    """What every distance to a reference shares: mean (d,), trace of the covariance S, and a factor F with F F^T = S.
 
-
-class GramDistance:
-    """Fréchet distance of any subset of features (N, d) to a reference (M, d); meant for N or M below d.
-
-    tr (S1 S2)^(1/2) = |X1 X2^T|_* / sqrt((n1 - 1)(n2 - 1)) with centred X. The product is formed once, so that the
-    jackknife's subsets only pay for a singular value decomposition of (n, M).
+    factor: (d, k), k the smaller of d and the number of the reference's images.
     """
 
-    def __init__(self, features: NDArray[np.floating], reference: NDArray[np.floating]) -> None:
-        """Keep what every subset shares: the centred features and their product with the reference."""
-        reference = np.asarray(reference, np.float64)
-        self._centre = reference.mean(axis=0)
-        centred = reference - self._centre
-        self._x = np.asarray(features, np.float64) - self._centre
-        self._product = self._x @ centred.T
-        self._reference_scatter = float(np.sum(centred**2))
-        self._m = len(reference)
+    mean: Matrix
+    trace: float
+    factor: Matrix
+
+    @classmethod
+    def of(cls, reference: NDArray[np.floating] | Moments | ReferenceMoments) -> FrechetReference:
+        """Prepare features (M, d), M >= 2, or statistics of them."""
+        if not isinstance(reference, Moments | ReferenceMoments):
+            if len(reference) >= reference.shape[1]:
+                return cls.of(Moments.of(reference))
+            x = np.asarray(reference, np.float64)
+            factor = (x - x.mean(axis=0)).T / np.sqrt(len(x) - 1.0)
+            return cls(x.mean(axis=0), float(np.sum(factor**2)), factor)
+        root = reference.root if isinstance(reference, Moments) else symmetric_root(reference.covariance)
+        return cls(reference.mean, float(np.trace(reference.covariance)), root)
+
+
+class SubsetDistance:
+    """Fréchet distance of any subset of features (N, d) to a reference.
+
+    tr (S1 S2)^(1/2) is the nuclear norm of X F / sqrt(n - 1), X the subset's centred features. X F is formed once for
+    all subsets, so that one pays for a Gram matrix and its eigenvalues, n x n or k x k, whichever is smaller.
+    """
+
+    def __init__(
+        self,
+        features: NDArray[np.floating],
+        reference: NDArray[np.floating] | Moments | ReferenceMoments | FrechetReference,
+    ) -> None:
+        """Keep what every subset shares."""
+        known = reference if isinstance(reference, FrechetReference) else FrechetReference.of(reference)
+        self._trace = known.trace
+        self._x = np.asarray(features, np.float64) - known.mean
+        self._product = self._x @ known.factor
 
     def __call__(self, indices: NDArray[np.intp] | None = None) -> float:
-        """Distance of the features with these indices; all of them when None."""
+        """Distance of the features with these indices, all of them when None; NaN for fewer than two."""
         x, product = (self._x, self._product) if indices is None else (self._x[indices], self._product[indices])
-        n, m, mean = len(x), self._m, x.mean(axis=0)
-        nuclear = np.linalg.svd(product - product.mean(axis=0), compute_uv=False).sum()
-        traces = float(np.sum((x - mean) ** 2)) / (n - 1) + self._reference_scatter / (m - 1)
-        return _distance(mean, traces, float(nuclear / np.sqrt((n - 1.0) * (m - 1.0))))
+        if len(x) < 2:
+            return np.nan
+        mean, centred = x.mean(axis=0), product - product.mean(axis=0)
+        gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
+        trace = float(np.sum((x - mean) ** 2)) / (len(x) - 1)
+        return _distance(mean, trace + self._trace, _sum_of_roots(gram / (len(x) - 1)))
 
 
-def subset_distance(
-    features: NDArray[np.floating], reference: NDArray[np.floating]
-) -> Callable[[NDArray[np.intp]], float]:
-    """Build the function from indices into features (N, d) to their distance, NaN for fewer than two images."""
-    if min(len(features), len(reference)) < features.shape[1]:
-        gram = GramDistance(features, reference)
-        return lambda indices: gram(indices) if len(indices) > 1 else np.nan
-    moments = Moments.of(reference)
-    return lambda indices: frechet_distance(moments, Moments.of(features[indices])) if len(indices) > 1 else np.nan
+def feature_distance(
+    features: NDArray[np.floating], reference: NDArray[np.floating] | Moments | ReferenceMoments
+) -> float:
+    """Fréchet distance of features (N, d) to a reference: features (M, d), or statistics; NaN for fewer than two."""
+    return SubsetDistance(features, reference)()
 
 
 def symmetric_root(S: Matrix) -> Matrix:
@@ -112,6 +128,11 @@ def symmetric_root(S: Matrix) -> Matrix:
     eigenvalues, Q = np.linalg.eigh(S)
     root: Matrix = (Q * np.sqrt(eigenvalues.clip(min=0))) @ Q.T
     return root
+
+
+def _sum_of_roots(S: Matrix) -> float:
+    """tr S^(1/2)."""
+    return float(np.sqrt(np.linalg.eigvalsh(S).clip(min=0)).sum())
 
 
 def _distance(mean_difference: Matrix, traces: float, trace_root: float) -> float:

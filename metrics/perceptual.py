@@ -85,16 +85,16 @@ class PairDistance:
 
 def load_lite0_distance(context: MetricContext) -> MapDistance:
     """Distances of EfficientNet-Lite0's maps at 128 px."""
-    from metrics.backbones import load_lite0_maps
+    from metrics.extractors.lite0 import load_maps
 
-    return MapDistance(load_lite0_maps(context.device, NUM_STAGES))
+    return MapDistance(load_maps(context, NUM_STAGES))
 
 
 def load_lpips_distance(context: MetricContext) -> PairDistance:
     """LPIPS on AlexNet, at the images' own size."""
-    from metrics.backbones import load_lpips
+    from metrics.lpips import load_lpips
 
-    return PairDistance(load_lpips(context.device))
+    return PairDistance(load_lpips(context))
 
 
 def _unit(x: Tensor) -> Tensor:

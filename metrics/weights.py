@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Protocol
 
 from hypersd_bench import download
@@ -69,7 +70,8 @@ class HubFolder:
         """The folder that holds them; downloaded if need be."""
         named = os.environ.get(self.variable)
         if not named:
-            return [_explained(self.what, self.variable, self.repo, file) for file in self.files][0].parent
+            found = [_explained(self.what, self.variable, self.repo, file) for file in self.files]
+            return found[0].parent
         missing = [file for file in self.files if not (Path(named) / file).is_file()]
         if missing:
             raise InputError(f"{self.what}: {', '.join(missing)} missing in {named} ({self.variable}); "
@@ -124,7 +126,13 @@ def loading(what: str, path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"can't load {what} from {path}: {first_line(error)}; download it again") from error
+        raise InputError(f"can't load {what} from {path}: {_said(error)}; download it again") from error
+
+
+def _said(error: Exception) -> str:
+    """An error's first line, and where that is a heading, as torch's of wrong keys is, the start of the next."""
+    heading, _, rest = str(error).strip().partition("\n")
+    return shorten(f"{heading} {rest}", 200) if heading.endswith(":") else first_line(error)
 
 
 def _named(variable: str, what: str) -> Path | None:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from hypersd_bench.contracts import MetricInfo
+from hypersd_bench.features import Reference, write_features, write_reference
 from hypersd_bench.provenance import collect
 from hypersd_bench.sampling import ddim_trailing
 from hypersd_bench.seeding import image_seed
@@ -18,7 +19,10 @@ from hypersd_bench.store import ImageRow, RunStore, ScoreRow, SetScoreRow, Timin
 
 CLIP = MetricInfo("clip-score/pocket", "CLIP score", "higher", "cosine x100", "image")
 AESTHETIC = MetricInfo("aesthetic/pocket", "Aesthetic", "higher", "rating", "image", note="a proxy")
-FID = MetricInfo("fid/lite0", "FID (lite0)", "lower", "distance", "set")
+FID = MetricInfo(
+    "fid/lite0", "FID (lite0)", "lower", "distance", "set", features="lite0/128", statistic="frechet"
+)
+REFERENCE = "made-up reference"
 MODELS = ("hyper-sd", "lightning", "lcm", "tcd")
 
 
@@ -75,16 +79,13 @@ def make_run(
     for m, model in enumerate(models):
         for count in steps:
             features = rng.normal(0.1 * m, 1, (num_prompts * replicates, 16)).astype(np.float32)
-            path = store.features_path(FID.id, model, count)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, features)
-            store.record_set_scores(
-                [SetScoreRow(FID.id, model, count, 10.0 + m + 8 / count, len(features), "made-up reference")]
-            )
+            images = [row.sha256 for row in rows if (row.model, row.steps) == (model, count)]
+            write_features(folder, FID.features, model, count, "", dict(zip(images, features, strict=True)))
+            store.record_set_scores([SetScoreRow(FID.id, model, count, 10.0 + m + 8 / count, len(features), REFERENCE)])
             store.record_timings(
                 [TimingRow(model, count, stage, i, 1, 0.01 * count + 0.001 * i, "cpu")
                  for stage in ("denoise", "total") for i in range(3)]
             )  # fmt: skip
-    np.save(folder / "features" / FID.id.replace("/", "_") / "reference.npy",
-            rng.normal(0, 1, (64, 16)).astype(np.float32))  # fmt: skip
+    reference = Reference(REFERENCE, rng.normal(0, 1, (64, 16)).astype(np.float32))
+    write_reference(folder, FID.features, "", reference)
     return store

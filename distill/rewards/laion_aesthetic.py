@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from distill.rewards.contract import RewardFactory, RewardInfo
 from distill.rewards.preprocess import clip_input, full_precision
-from metrics.aesthetic import LAION_V2_FILE, LAION_V2_SHA256, LinearHead, load_head
-from metrics.backbones import load_open_clip, local_weights
+from metrics.aesthetic import V1_HEAD, V2_HEAD, LinearHead, load_head
+from metrics.extractors.clip import OPENAI_L_14, load_open_clip
+from metrics.weights import WebFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,35 +33,23 @@ class LaionAesthetic:
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """A head's file, and where it is published; called, it loads the reward."""
+    """A head's file; called, it loads the reward."""
 
-    file: str
-    sha256: str
-    repo: str
-    variable: str
+    file: WebFile
 
     def __call__(self, info: RewardInfo, device: torch.device) -> LaionAesthetic:
-        cached = Path(torch.hub.get_dir()) / "checkpoints" / self.file
-        path = local_weights(info.label, self.variable, cached, f"put {self.file} ({self.repo}) at {cached}")
-        head = load_head(path, self.sha256)
-        repo = "timm/vit_large_patch14_clip_224.openai"
-        clip = load_open_clip("ViT-L-14-quickgelu", repo, "HYPERSD_CLIP_VIT_L_14", str(device))
-        return LaionAesthetic(info, clip.model.requires_grad_(False), head)
+        head = load_head(self.file.path(), self.file.file.sha256)
+        return LaionAesthetic(info, load_open_clip(OPENAI_L_14, str(device)).model, head)
 
 
 V2 = RewardFactory(
     # hinge: 6 to 7 is what others train with; weight: eq. 13 has none
     RewardInfo("aesthetic/laion-v2", "LAION aesthetic V2", hinge=6.5, weight=1.0, trains=("aesthetic/laion-v2",)),
-    _Head(
-        LAION_V2_FILE, LAION_V2_SHA256, "christophschuhmann/improved-aesthetic-predictor", "HYPERSD_AESTHETIC_V2"
-    ),
-)  # fmt: skip
+    _Head(V2_HEAD),
+)
 V1 = RewardFactory(
     # hinge: ours, V1 spreads wider than V2; weight: eq. 13 has none
     RewardInfo("aesthetic/laion-v1", "LAION aesthetic V1", hinge=7.0, weight=1.0,
                trains=("aesthetic/laion-v1", "aesthetic/laion-v2")),  # the same embedding, and much the same taste
-    _Head(
-        "sa_0_4_vit_l_14_linear.pth", "2cd4e60f4f24ae3bcd57b847b13c1f3ba27edc28cc1a7f9ce74ee9f421243cba",
-        "LAION-AI/aesthetic-predictor", "HYPERSD_AESTHETIC_V1",
-    ),
+    _Head(V1_HEAD),
 )  # fmt: skip

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +17,12 @@ from torch import Tensor
 
 from distill.batch import Instances
 from distill.rewards.preprocess import full_precision
-from distill.rewards.weights import loading
+from hypersd_bench.download import OwnerFile
 from hypersd_bench.errors import InputError
-from metrics.backbones import local_weights, require_sha256
+from metrics.weights import WebFile, loading
 
 FILE = "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"
+URL = f"https://download.pytorch.org/models/{FILE}"
 SHA256 = "bf2d0c1e"  # first digits, as its name says
 COCO_LABELS = 90  # COCO's category ids are 1 to 90, with gaps; 0 is background
 
@@ -47,12 +47,11 @@ class MaskRCNN:
 
 
 def load(device: torch.device) -> MaskRCNN:
-    """Load torchvision's COCO weights; InputError with the remedy when they are not on this machine."""
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / FILE
-    path = local_weights("Mask R-CNN", "HYPERSD_MASK_RCNN", cached, f"put torchvision's {FILE} at {cached}")
-    require_sha256(path, SHA256)
+    """Load torchvision's COCO weights; InputError with the remedy when they can't be had."""
+    weights = WebFile("Mask R-CNN", "HYPERSD_MASK_RCNN", OwnerFile(FILE, URL, SHA256))
+    path = weights.path()
     model = detector()
-    with loading("Mask R-CNN", path):
+    with loading(weights.what, path):
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return MaskRCNN(model.to(device))
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, center_crop, normalize, resize
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's training pictures; BLIP and LAION's CLIPs kept it
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from metrics.preference_models.base import CLIP_MEAN, CLIP_STD
 
 
 def clip_input(pixels: Tensor, size: int, fit: Literal["crop", "pad"] = "crop") -> Tensor:

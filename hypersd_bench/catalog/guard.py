@@ -71,6 +71,8 @@ def right_call(contract: SamplerContract, steps: int) -> str:
         words.append(f"embedded_guidance {contract.embedded_guidance:g}")
     if contract.eta:
         words.append(f"eta {contract.eta:g}")
+    if contract.negative_prompt:
+        words.append(f"negative prompt {contract.negative_prompt!r}")
     return ", ".join(words)
 
 

@@ -62,17 +62,19 @@ class Embeddings:
         self._prompts = prompts
         self._places = {prompt.id: place for place, prompt in enumerate(prompts)}
         self._blocks: dict[int, Condition] = {}
-        self._empty: Condition | None = None
+        self._led_away_from: dict[str, Condition] = {}
 
     def of(self, pipe: Pipeline, prompts: Sequence[Prompt]) -> Condition:
         """What the UNet is told of prompts of the list, a row each, on the pipeline's device."""
         return join(*(self._row(pipe, self._places[prompt.id]) for prompt in prompts)).to(pipe.device)
 
-    def empty(self, pipe: Pipeline) -> Condition:
-        """The unconditional input, one row, on the pipeline's device."""
-        if self._empty is None:
-            self._empty = encode_empty(pipe)
-        return self._empty
+    @torch.no_grad()
+    def unconditional(self, pipe: Pipeline, negative_prompt: str) -> Condition:
+        """What guidance leads away from, one row, on the pipeline's device: nothing, or a negative prompt."""
+        if negative_prompt not in self._led_away_from:
+            encoded = encode_prompts(pipe, [negative_prompt]) if negative_prompt else encode_empty(pipe)
+            self._led_away_from[negative_prompt] = encoded
+        return self._led_away_from[negative_prompt]
 
     @torch.no_grad()
     def _row(self, pipe: Pipeline, place: int) -> Condition:
@@ -148,9 +150,11 @@ class Maker:
         self, pipe: Pipeline, configuration: Configuration, batch: Sequence[Job], embeddings: Embeddings
     ) -> Tensor:
         seeds = [image_seed(self.plan.spec.seed, job.prompt.id, job.replicate) for job in batch]
-        cond, empty = embeddings.of(pipe, [job.prompt for job in batch]), embeddings.empty(pipe)
+        contract = configuration.model.contract
+        cond = embeddings.of(pipe, [job.prompt for job in batch])
+        uncond = embeddings.unconditional(pipe, contract.negative_prompt)
         with self.batches.watched(configuration, len(batch)):
-            latents = sample_latents(pipe, configuration.model.contract, configuration.steps, cond, seeds, empty)
+            latents = sample_latents(pipe, contract, configuration.steps, cond, seeds, uncond)
         return decode_latents(pipe, latents)
 
     def _deliver(

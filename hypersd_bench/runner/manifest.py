@@ -21,6 +21,7 @@ from hypersd_bench.runner.plan import Configuration, Plan
 from hypersd_bench.store import RunStore
 
 VERSION = 2
+KEPT = ("timing", "workers", "extractors", "canaries")  # what later phases of a run enter
 
 
 def manifest(plan: Plan, device: str, out: Path) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def extended(store: RunStore, wanted: Mapping[str, Any], plan: Plan) -> dict[str
         "prompts": max(wanted["prompts"], old["prompts"], key=lambda prompts: prompts["count"]),
         "notes": list(dict.fromkeys([*old["notes"], *wanted["notes"]])),
         "scored_versions": {entry["id"]: entry["version"] for entry in old["metrics"]} | old.get("scored_versions", {}),
-        **{key: old[key] for key in ("timing", "workers") if key in old},
+        **{key: old[key] for key in KEPT if key in old},
     }
 
 

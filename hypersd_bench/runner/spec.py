@@ -32,6 +32,7 @@ class Sampler(_Strict):
     eta: float | None = None
     lora_scale: float | None = None
     prediction_type: str | None = None
+    negative_prompt: str | None = None
 
 
 class ModelRef(_Strict):

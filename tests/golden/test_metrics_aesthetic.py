@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hypersd_bench.errors import InputError
-from metrics.aesthetic import LAION_V2_FILE, LinearHead, load_head
+from metrics.aesthetic import LAION_V1_FILE, LAION_V2_FILE, LinearHead, load_head
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "aesthetic"
 pytestmark = pytest.mark.skipif(not DATA.exists(), reason="the shared test data is not here")

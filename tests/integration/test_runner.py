@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from hypersd_bench.bench import Bench
@@ -23,9 +25,10 @@ from hypersd_bench.runner.plan import Plan, make_plan
 from hypersd_bench.runner.score import score_run
 from hypersd_bench.runner.spec import load_spec
 from hypersd_bench.sampling import SamplerContract, ddim_trailing, euler_trailing, lcm, tcd
-from hypersd_bench.seeding import generators
+from hypersd_bench.seeding import generators, starting_noise
 from tests.tiny_base import make_tiny_base
 from tests.tiny_lora import make_lora
+from tests.tiny_sdxl import make_tiny_sdxl
 
 PROMPTS = ["a fox on a blue background", "a car left of a tree on a pink background", "a pizza on a gray background"]
 
@@ -255,3 +258,35 @@ def test_a_broken_base_or_lora_is_named_before_anything_is_made(base: Path, lora
     with pytest.raises(InputError, match="truncated"):
         plan_for(base, tmp_path, models=[str(half)])
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("make_base", [make_tiny_base, make_tiny_sdxl])
+def test_a_negative_prompt_is_what_guidance_leads_away_from(tmp_path: Path, make_base: Callable[[Path], Path]) -> None:
+    """The picture of diffusers' own pipeline, called with the same negative prompt from the same noise."""
+    base = make_base(tmp_path / "base")
+    (tmp_path / "prompts.txt").write_text("a fox on a blue background")
+    sampler = {"guidance_scale": 5.0, "negative_prompt": "a pizza on a green background"}
+    raw = {"base": str(base), "prompts": "prompts.txt", "metrics": [], "timing": False, "steps": [4], "force": True,
+           "models": [{"name": "teacher", "sampler": sampler}]}  # fmt: skip
+    plan = make_plan(load_spec(None, raw), tmp_path)
+    store, _ = run_benchmark(plan, tmp_path / "run", "cpu")
+    (row,) = store.images()
+    pipe = DiffusionPipeline.from_pretrained(base, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = plan.configurations[0].model.contract.make_scheduler(pipe.scheduler.config)
+    size = pipe.unet.config.sample_size
+    noise = starting_noise(generators([row.seed]), (pipe.unet.config.in_channels, size, size))
+    pictures = [
+        pipe(row.prompt, negative_prompt=negative, latents=noise, num_inference_steps=4, guidance_scale=5.0,
+             output_type="np").images[0]
+        for negative in (sampler["negative_prompt"], None)
+    ]  # fmt: skip
+    ours = np.asarray(Image.open(store.folder / row.file), np.float64)
+    assert np.abs(255 * pictures[0] - ours).max() < 1.01
+    assert np.abs(255 * pictures[1] - ours).max() > 1.01
+
+
+def test_a_negative_prompt_without_guidance_is_refused() -> None:
+    raw = {"models": [{"name": "lcm", "sampler": {"negative_prompt": "blurry"}}], "steps": [4]}
+    with pytest.raises(InputError, match="a negative prompt needs guidance_scale above 1, not 0"):
+        make_plan(load_spec(None, raw))

@@ -296,6 +296,7 @@ def test_a_raised_version_scores_anew(tmp_path: Path, monkeypatch: pytest.Monkey
     store, _ = run_benchmark(plan, tmp_path / "run", "cpu")
     assert list(store.scores("toy/brightness").values()) == [first]
     manifest = RunStore.open(tmp_path / "run").manifest
+    assert "toy/brightness" in manifest["canaries"]
     assert manifest["metrics"][0]["version"] == manifest["scored_versions"]["toy/brightness"] == "2"
 
 

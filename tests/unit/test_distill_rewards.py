@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,56 +15,49 @@ import numpy as np
 import open_clip
 import pytest
 import safetensors.torch
-import timm.models.vision_transformer as timm_vit
 import torch
 import transformers
-from PIL import Image
 from torch import Tensor
-from torchvision import transforms
 
 from distill.rewards import hps, image_reward, laion_aesthetic, pick_score
 from distill.rewards.contract import Reward, RewardFactory, RewardInfo
-from distill.rewards.preprocess import CLIP_MEAN, CLIP_STD, clip_input
+from distill.rewards.preprocess import clip_input
 from hypersd_bench import registry
-from hypersd_bench.contracts import MetricContext
+from hypersd_bench.contracts import FeatureMetric, MetricContext
+from hypersd_bench.download import OwnerFile
 from hypersd_bench.errors import InputError
 from hypersd_bench.pocket import WEIGHTS
 from hypersd_bench.pocket.scenes import render, scenes
-from hypersd_bench.pocket.tokenizer import build_tokenizer
-from metrics import aesthetic, backbones, clip_score
+from metrics import aesthetic, clip_score
 from metrics.aesthetic import LinearHead, load_head
+from metrics.extractors.clip import OPENAI_L_14, load_open_clip
+from metrics.preference_models import hps as hps_model
+from metrics.preference_models import image_reward as image_reward_model
+from metrics.preference_models import pick_score as pick_score_model
+from metrics.weights import WebFile
+from tests.tiny_judges import (
+    CLIP_STD,
+    PROMPTS,
+    Blip,
+    clip_steps,
+    pictures,
+    pil,
+    sha256,
+    spread,
+    tiny_config,
+    write_hps,
+    write_pick_score,
+)
 
 CPU = torch.device("cpu")
-PROMPTS = ["a fox left of a pizza", "a car on a green background", "two very blue dogs"]
 SIZES = [(32, 32), (48, 48), (40, 60)]  # transformers and torchvision round the middle of odd differences differently
 DATA = Path(__file__).parents[3] / "shared" / "data" / "aesthetic"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data are not here")
 needs_miniature = pytest.mark.skipif(
     not (WEIGHTS / "aesthetic.safetensors").is_file(), reason="the miniature is not built yet"
 )
+HPS_FILE = hps_model.WEIGHTS.file
 HUB_ROWS = [name for name in registry.REWARDS if not name.endswith("/pocket")]
-
-
-def pictures(height: int, width: int, count: int = 3) -> Tensor:
-    """Smooth random pictures (count, 3, H, W) uint8, so that PIL's rounding is all that differs."""
-    coarse = torch.rand((count, 3, 6, 6), generator=torch.Generator().manual_seed(3))
-    coarse = coarse * torch.linspace(1, 0.2, count)[:, None, None, None]
-    fine = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
-    return (20 + 215 * fine).round().to(torch.uint8)
-
-
-def pil(images: Tensor) -> list[Image.Image]:
-    return [transforms.functional.to_pil_image(image) for image in images]
-
-
-def spread(model: torch.nn.Module, seed: int = 0) -> None:
-    """Random weights large enough that pictures and prompts get clearly different ratings."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim > 1 and "logit" not in name:
-                fan_in = weight[0].numel()
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 1.5 / math.sqrt(fan_in))
 
 
 def assert_rewards(reward: Reward, images: Tensor, want: Tensor) -> None:
@@ -96,9 +89,7 @@ def assert_rewards(reward: Reward, images: Tensor, want: Tensor) -> None:
 @pytest.mark.parametrize(("height", "width"), [(512, 512), (300, 400), (512, 384), (64, 64), (224, 224)])
 def test_crop_is_what_pil_and_torchvision_do(height: int, width: int) -> None:
     images = pictures(height, width)
-    resize = transforms.Resize(224, interpolation=transforms.InterpolationMode.BICUBIC)
-    steps = [resize, transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)]
-    want = torch.stack([transforms.Compose(steps)(image) for image in pil(images)])
+    want = torch.stack([clip_steps(224)(image) for image in pil(images)])
     level = 1 / 255 / min(CLIP_STD)
     torch.testing.assert_close(clip_input(images / 255, 224), want, rtol=0, atol=1.1 * level)
 
@@ -130,14 +121,9 @@ def test_pixels_of_any_precision_are_read_in_float32() -> None:
 # LAION
 
 
-TINY_VISION = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
-TINY_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-
-
 def tiny_open_clip(monkeypatch: pytest.MonkeyPatch, name: str, width: int, quick_gelu: bool) -> Any:
     """Make ``name`` a small architecture for open_clip, and return one of it."""
-    config = {"embed_dim": width, "vision_cfg": TINY_VISION, "text_cfg": TINY_TEXT, "quick_gelu": quick_gelu}
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, config)
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, tiny_config(width, quick_gelu))
     model = open_clip.create_model(name).eval()
     spread(model)
     return model
@@ -155,8 +141,7 @@ def tiny_vit_l(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def rated_by_metric_path(head: LinearHead, images: Tensor) -> Tensor:
     """Ratings through the metrics' encoder, which preprocesses uint8 with PIL and has no gradient."""
-    encoder = backbones.load_open_clip("ViT-L-14-quickgelu", "nobody/nothing", "HYPERSD_CLIP_VIT_L_14", "cpu")
-    return head(encoder.embed_images(images).clone())
+    return head(load_open_clip(OPENAI_L_14, "cpu").embed_images(images))
 
 
 @pytest.mark.usefixtures("tiny_vit_l")
@@ -168,7 +153,7 @@ def test_laion_rates_as_the_metric_does(
     torch.save(linear.state_dict(), tmp_path / "head.pth")
     monkeypatch.setenv("HYPERSD_HEAD", str(tmp_path / "head.pth"))
     digest = hashlib.sha256((tmp_path / "head.pth").read_bytes()).hexdigest()
-    build = laion_aesthetic._Head("head.pth", digest, "nobody/nothing", "HYPERSD_HEAD")
+    build = laion_aesthetic._Head(WebFile("head", "HYPERSD_HEAD", OwnerFile("head.pth", "nowhere", digest)))
     images = pictures(height, width)
     want = rated_by_metric_path(load_head(tmp_path / "head.pth", digest), images)
     assert_rewards(build(laion_aesthetic.V2.info, CPU), images, want)
@@ -221,20 +206,23 @@ def test_published_heads_give_their_golden_values(
 # HPS
 
 
+@pytest.fixture
+def tiny_hps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A small CLIP where HPSv2.1's file is looked for."""
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-H-14", tiny_config(48, quick_gelu=False))
+    model = write_hps(tmp_path)
+    monkeypatch.setenv("HYPERSD_HPS_V2_1", str(tmp_path / HPS_FILE))
+    monkeypatch.setattr(hps_model, "WEIGHTS", replace(hps_model.WEIGHTS, sha256=sha256(tmp_path / HPS_FILE)))
+    return model
+
+
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_hps_is_a_hundred_cosines_of_open_clip(
-    height: int, width: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    model = tiny_open_clip(monkeypatch, "ViT-H-14", 48, quick_gelu=False)
-    half = {name: value.half() for name, value in model.state_dict().items()}
-    torch.save({"state_dict": half}, tmp_path / hps.FILE)
-    model.load_state_dict(half)
-    monkeypatch.setenv("HYPERSD_HPS_V2_1", str(tmp_path / hps.FILE))
+def test_hps_is_a_hundred_cosines_of_open_clip(height: int, width: int, tiny_hps: Any) -> None:
     images = pictures(height, width)
     letterbox = open_clip.image_transform(32, is_train=False, resize_mode="longest", fill_color=0)
     with torch.no_grad():
-        shown = model.encode_image(torch.stack([letterbox(image) for image in pil(images)]))
-        said = model.encode_text(open_clip.get_tokenizer("ViT-H-14")(PROMPTS))
+        shown = tiny_hps.encode_image(torch.stack([letterbox(image) for image in pil(images)]))
+        said = tiny_hps.encode_text(open_clip.get_tokenizer("ViT-H-14")(PROMPTS))
     want = 100 * torch.nn.functional.cosine_similarity(shown, said)
     assert_rewards(hps.V2_1(CPU), images, want)
 
@@ -245,23 +233,10 @@ def test_hps_is_a_hundred_cosines_of_open_clip(
 @pytest.fixture
 def tiny_pick_score(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> transformers.CLIPModel:
     """A small CLIPModel and a tokenizer in the folders that PickScore is looked for in."""
-    tokenizer = build_tokenizer(tmp_path / "tokenizer")
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    shared = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = transformers.CLIPConfig(
-        text_config={
-            **shared, "vocab_size": len(tokenizer), "max_position_embeddings": 16,
-            "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id,
-            "pad_token_id": tokenizer.pad_token_id, "hidden_act": "gelu",
-        },
-        vision_config={**shared, "image_size": 32, "patch_size": 8, "hidden_act": "gelu"},
-        projection_dim=32,
-    )  # fmt: skip
-    model = transformers.CLIPModel(config).eval()
-    spread(model)
-    model.save_pretrained(tmp_path / "model")
+    model = write_pick_score(tmp_path)
     monkeypatch.setenv("HYPERSD_PICK_SCORE", str(tmp_path / "model"))
     monkeypatch.setenv("HYPERSD_CLIP_VIT_H_14_TOKENIZER", str(tmp_path / "tokenizer"))
+    monkeypatch.setattr(pick_score_model, "SHA256", sha256(tmp_path / "model" / "model.safetensors"))
     return model
 
 
@@ -285,73 +260,27 @@ def test_pick_score_is_transformers_own_logit(
 @pytest.mark.usefixtures("tiny_pick_score")
 def test_pick_score_cuts_long_prompts_before_their_end_token() -> None:
     reward, x = pick_score.V1(CPU), pictures(32, 32, count=1) / 255
-    assert isinstance(reward, pick_score.PickScore)
-    ids = reward.tokenizer("a fox " * 40, truncation=True, max_length=16).input_ids
-    assert ids[-1] == reward.tokenizer.eos_token_id
+    tokenizer = pick_score_model.load(CPU).tokenizer
+    assert tokenizer("a fox " * 40, truncation=True, max_length=16).input_ids[-1] == tokenizer.eos_token_id
     assert reward(x, ["a fox " * 40]).item() == pytest.approx(reward(x, ["a fox " * 50]).item())
 
 
 # ImageReward
 
 
-class Blip:
-    """ImageReward's file, and a reading of it by other code: timm's ViT, on which BLIP's was built, and plain BERT."""
-
-    def __init__(self, folder: Path) -> None:
-        self.words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *sorted({w for prompt in PROMPTS for w in prompt.split()})]
-        (folder / "vocab.txt").write_text("\n".join(self.words))
-        self.tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(self.words)})
-        self.tokenizer.save_pretrained(folder)
-        self.vision = timm_vit.VisionTransformer(
-            img_size=32, patch_size=8, embed_dim=128, depth=2, num_heads=2, num_classes=0
-        )
-        config = transformers.BertConfig(
-            vocab_size=len(self.words), hidden_size=128, num_hidden_layers=2, num_attention_heads=2,
-            intermediate_size=96, max_position_embeddings=40, type_vocab_size=1,
-            is_decoder=True, add_cross_attention=True, attn_implementation="eager",
-        )  # fmt: skip
-        self.text = transformers.BertModel(config, add_pooling_layer=False)
-        sizes = (128, 64, 32, 16, 8, 1)
-        linears = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
-        dropout = torch.nn.Dropout(0.2)
-        self.head = torch.nn.Sequential(linears[0], dropout, linears[1], dropout, linears[2], dropout, *linears[3:])
-        for module in (self.vision, self.text, self.head):
-            spread(module)
-            module.eval()
-        with torch.no_grad():  # BLIP's BERT has no segments
-            self.text.embeddings.token_type_embeddings.weight.zero_()
-        torch.save(self.state(), folder / "ImageReward.pt")
-
-    def state(self) -> dict[str, Tensor]:
-        """Every tensor under the names of the published file."""
-        parts = {"blip.visual_encoder": self.vision, "blip.text_encoder": self.text, "mlp.layers": self.head}
-        state = {f"{stem}.{key}": value for stem, part in parts.items() for key, value in part.state_dict().items()}
-        del state["blip.text_encoder.embeddings.token_type_embeddings.weight"]
-        state["blip.text_encoder.embeddings.position_ids"] = torch.arange(40)[None]
-        return state
-
-    @torch.no_grad()
-    def rate(self, images: Tensor) -> Tensor:
-        """The authors' arithmetic on PIL's preprocessing."""
-        resize = transforms.Resize(32, interpolation=transforms.InterpolationMode.BICUBIC)
-        steps = [resize, transforms.CenterCrop(32), transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)]
-        x = torch.stack([transforms.Compose(steps)(image) for image in pil(images)])
-        tokens = self.tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=35, return_tensors="pt")
-        # a mask of four dimensions is taken as it is: both ways, though the configuration says decoder
-        visible = tokens.attention_mask[:, None, None, :].expand(-1, 1, 35, -1).bool()
-        bias = torch.zeros(visible.shape).masked_fill(~visible, -1e9)
-        read = self.text(
-            tokens.input_ids, attention_mask=bias, encoder_hidden_states=self.vision.forward_features(x)
-        ).last_hidden_state[:, 0]
-        raw: Tensor = self.head(read)[:, 0]
-        return (raw - 0.16717362830052426) / 1.0333394966054072
-
-
 @pytest.fixture
 def blip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Blip:
     monkeypatch.setenv("HYPERSD_IMAGE_REWARD", str(tmp_path / "ImageReward.pt"))
     monkeypatch.setenv("HYPERSD_BERT_TOKENIZER", str(tmp_path))
-    return Blip(tmp_path)
+    blip = Blip(tmp_path)
+    pin_image_reward(monkeypatch, tmp_path)
+    return blip
+
+
+def pin_image_reward(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Expect the file in a folder, and no other."""
+    pinned = replace(image_reward_model.WEIGHTS, sha256=sha256(folder / "ImageReward.pt"))
+    monkeypatch.setattr(image_reward_model, "WEIGHTS", pinned)
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
@@ -359,8 +288,7 @@ def test_image_reward_reads_its_file_as_timm_and_bert_do(height: int, width: int
     images = pictures(height, width)
     reward = image_reward.V1(CPU)
     assert_rewards(reward, images, blip.rate(images))
-    assert isinstance(reward, image_reward.ImageReward)
-    assert reward.vision.post_layernorm.eps == blip.vision.norm.eps
+    assert image_reward_model.load(CPU).vision.post_layernorm.eps == blip.vision.norm.eps
 
 
 @pytest.mark.usefixtures("blip")
@@ -371,11 +299,14 @@ def test_image_reward_reads_35_tokens_and_no_more() -> None:
     assert reward(x, ["a fox"]).item() != pytest.approx(reward(x, ["a fox dogs"]).item(), abs=1e-3)
 
 
-def test_image_reward_without_a_layer_is_refused(blip: Blip, tmp_path: Path) -> None:
+def test_image_reward_without_a_layer_is_refused(blip: Blip, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     state = blip.state()
     del state["blip.visual_encoder.blocks.1.attn.qkv.weight"]
     torch.save(state, tmp_path / "ImageReward.pt")
-    with pytest.raises(InputError, match=r"can't load ImageReward from .*ImageReward\.pt"):
+    with pytest.raises(InputError, match="is not the file expected"):
+        image_reward.V1(CPU)
+    pin_image_reward(monkeypatch, tmp_path)
+    with pytest.raises(InputError, match=r"can't load ImageReward from .*ImageReward\.pt: it has no \S+qkv.weight;"):
         image_reward.V1(CPU)
 
 
@@ -389,7 +320,9 @@ def test_image_reward_without_a_layer_is_refused(blip: Blip, tmp_path: Path) -> 
 def test_the_miniature_s_rewards_are_its_metrics(name: str, metric: Any) -> None:
     shown = list(scenes(7, 3, "held-out"))
     images = torch.from_numpy(np.stack([render(scene).image for scene in shown])).permute(0, 3, 1, 2)
-    want = metric(MetricContext()).score(images, PROMPTS)
+    judge = metric(MetricContext())
+    by_features = isinstance(judge, FeatureMetric)
+    want = judge.score_features(judge.extractor(images), PROMPTS) if by_features else judge.score(images, PROMPTS)
     reward: Reward = registry.resolve("reward", name)(CPU)
     x = (images.float() / 255).requires_grad_()
     got = reward(x, PROMPTS)
@@ -427,7 +360,7 @@ def test_missing_weights_name_the_remedy(name: str, monkeypatch: pytest.MonkeyPa
     for variable in [name for name in os.environ if name.startswith("HYPERSD_")]:
         monkeypatch.delenv(variable)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError, match=r"(hf download \S+/\S+|put \S+) .*or set HYPERSD_\w+") as missing:
         registry.resolve("reward", name)(CPU)
     assert "\n" not in str(missing.value)
@@ -441,16 +374,14 @@ def _runs_code(path: Path) -> None:
     path.write_bytes(pickle.dumps({"state_dict": Evil()}))
 
 
-@pytest.mark.parametrize(
-    ("factory", "variable"), [(hps.V2_1, "HYPERSD_HPS_V2_1"), (image_reward.V1, "HYPERSD_IMAGE_REWARD")]
-)
-@pytest.mark.usefixtures("blip")
+@pytest.mark.parametrize(("factory", "model"), [(hps.V2_1, hps_model), (image_reward.V1, image_reward_model)])
+@pytest.mark.usefixtures("blip", "tiny_hps")
 def test_nothing_in_a_downloaded_file_is_run(
-    factory: RewardFactory, variable: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    factory: RewardFactory, model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    tiny_open_clip(monkeypatch, "ViT-H-14", 48, quick_gelu=False)
     _runs_code(tmp_path / "evil.pt")
-    monkeypatch.setenv(variable, str(tmp_path / "evil.pt"))
+    monkeypatch.setenv(model.WEIGHTS.variable, str(tmp_path / "evil.pt"))
+    monkeypatch.setattr(model, "WEIGHTS", replace(model.WEIGHTS, sha256=sha256(tmp_path / "evil.pt")))
     with pytest.raises(InputError, match="can't load"):
         factory(CPU)
     assert not (tmp_path / "evil.ran").exists()

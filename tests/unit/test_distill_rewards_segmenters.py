@@ -167,7 +167,7 @@ def test_the_published_file_s_layout_loads(
 def test_missing_weights_name_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HYPERSD_MASK_RCNN", raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(InputError, match=r"put torchvision's maskrcnn\S+ at .*or set HYPERSD_MASK_RCNN"):
+    with pytest.raises(InputError, match=r"put it at \S+maskrcnn\S+, or set HYPERSD_MASK_RCNN"):
         registry.resolve("segmenter", "mask-rcnn")(CPU)
 
 

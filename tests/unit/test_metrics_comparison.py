@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from numpy.typing import NDArray
 from scipy import stats
 
 from hypersd_bench.errors import InputError
+from hypersd_bench.features import features_folder, read_features, read_reference, write_features
 from hypersd_bench.store import RunStore, ScoreRow, SetScoreRow, write_json
+from metrics import comparison
 from metrics.cli import compare
-from metrics.comparison import Comparison, Summary, comparisons, summaries, verdict
+from metrics.comparison import Comparison, Summary, View, comparisons, summaries, verdict
 from metrics.frechet import feature_distance
-from tests.synthetic_run import AESTHETIC, CLIP, FID, make_run
+from metrics.set_statistics import evaluate
+from metrics.stats import Replicates, jackknife
+from tests.synthetic_run import AESTHETIC, CLIP, FID, REFERENCE, make_run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    for name, models in (
+        ("run", ("hyper-sd", "lightning", "tcd")), ("ours", ("hyper-sd", "tcd")), ("theirs", ("lightning", "tcd"))
+    ):  # fmt: skip
+        make_run(folder / name, models=models, steps=(1, 4), num_prompts=12)
+    return folder
+
+
+def _copy(run: Path, folder: Path) -> RunStore:
+    return RunStore.open(shutil.copytree(run, folder / run.name))
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return make_run(tmp_path / "run", models=("hyper-sd", "lightning", "tcd"), steps=(1, 4), num_prompts=12)
+def store(made: Path, tmp_path: Path) -> RunStore:
+    return _copy(made / "run", tmp_path)
 
 
 def _summary(store: RunStore, metric: str, model: str, steps: int) -> Summary:
@@ -30,8 +54,8 @@ def _summary(store: RunStore, metric: str, model: str, steps: int) -> Summary:
 
 
 def _comparison(found: list[Comparison], metric: str, model: str, steps: int) -> Comparison:
-    (comparison,) = [c for c in found if (c.metric, c.model, c.steps) == (metric, model, steps)]
-    return comparison
+    (one,) = [c for c in found if (c.metric, c.model, c.steps) == (metric, model, steps)]
+    return one
 
 
 def _values(store: RunStore, metric: str, model: str, steps: int) -> dict[tuple[str, int], float]:
@@ -42,6 +66,27 @@ def _values(store: RunStore, metric: str, model: str, steps: int) -> dict[tuple[
 
 def _image_id(store: RunStore, key: tuple[str, int, str, int]) -> int:
     return next(row.id or 0 for row in store.images() if row.key == key)
+
+
+def _move_features(store: RunStore, model: str, steps: int, by: float) -> None:
+    kept = read_features(store.folder, FID.features, model, steps)
+    write_features(store.folder, FID.features, model, steps, "", {sha: x + by for sha, x in kept.items()})
+
+
+def _features(store: RunStore, model: str, steps: int) -> NDArray[np.float32]:
+    kept = read_features(store.folder, FID.features, model, steps)
+    return np.stack([kept[row.sha256] for row in store.images() if (row.model, row.steps) == (model, steps)])
+
+
+def _reference(store: RunStore) -> NDArray[np.float32]:
+    reference = read_reference(store.folder, FID.features)
+    assert reference is not None
+    assert isinstance(reference.values, np.ndarray)
+    return reference.values
+
+
+def _forget_features(store: RunStore, model: str, steps: int) -> None:
+    (features_folder(store.folder, FID.features) / f"{model}@{steps}.npz").unlink()
 
 
 def _shift(store: RunStore, metric: str, model: str, by: float) -> None:
@@ -71,7 +116,9 @@ def test_difference_is_model_minus_baseline_by_prompt(store: RunStore) -> None:
     a, b = _values(store, CLIP.id, "tcd", 4), _values(store, CLIP.id, "hyper-sd", 4)
     by_prompt = [np.mean([a[p, r] - b[p, r] for r in (0, 1)]) for p in dict.fromkeys(p for p, _ in a)]
     assert got.difference.value == pytest.approx(np.mean(by_prompt))
-    assert got.difference.p_value == pytest.approx(stats.ttest_1samp(by_prompt, 0).pvalue)
+    exact = stats.permutation_test((by_prompt,), np.mean, permutation_type="samples", n_resamples=np.inf, axis=0)
+    assert got.difference.p_value == pytest.approx(exact.pvalue)
+    assert got.difference.low < got.difference.value < got.difference.high
     assert (got.baseline, got.difference.n, got.difference.num_clusters) == ("hyper-sd", 24, 12)
 
 
@@ -100,8 +147,7 @@ def test_which_way_round(difference: float, p: float, higher: bool, want: str) -
 
 
 def test_lower_is_better_for_fid(store: RunStore) -> None:
-    path = store.features_path(FID.id, "tcd", 1)
-    np.save(path, np.load(path) + 50)
+    _move_features(store, "tcd", 1, 50)
     assert _comparison(comparisons(store), FID.id, "tcd", 1).verdict == "worse"
 
 
@@ -147,11 +193,9 @@ def test_images_newer_than_a_set_score_are_missing(store: RunStore) -> None:
 
 
 def test_set_level_is_the_distance_of_the_features_with_an_interval(store: RunStore) -> None:
-    features = np.load(store.features_path(FID.id, "tcd", 4))
-    reference = np.load(store.folder / "features" / "fid_lite0" / "reference.npy")
     estimate = _summary(store, FID.id, "tcd", 4).estimate
     assert estimate is not None
-    assert estimate.value == pytest.approx(feature_distance(features, reference))
+    assert estimate.value == pytest.approx(feature_distance(_features(store, "tcd", 4), _reference(store)))
     assert estimate.low < estimate.value < estimate.high
 
 
@@ -162,17 +206,236 @@ def test_too_few_images_for_an_interval_show_nothing(tmp_path: Path, num_prompts
     assert estimate is not None
     assert estimate.value > 0
     assert np.isnan(estimate.low)
-    comparison = _comparison(comparisons(store), FID.id, "tcd", 1)
-    assert (comparison.difference.p_value, comparison.verdict) == (1, "no difference shown")
+    got = _comparison(comparisons(store), FID.id, "tcd", 1)
+    assert (got.difference.p_value, got.verdict) == (1, "no difference shown")
 
 
 def test_set_level_without_features_keeps_the_recorded_value(store: RunStore) -> None:
-    store.features_path(FID.id, "tcd", 4).unlink()
+    _forget_features(store, "tcd", 4)
     estimate = _summary(store, FID.id, "tcd", 4).estimate
     assert estimate is not None
     assert estimate.value == 10 + 2 + 8 / 4  # what the run recorded
     assert np.isnan(estimate.low)
     assert not [c for c in comparisons(store) if (c.metric, c.model, c.steps) == (FID.id, "tcd", 4)]
+
+
+def test_features_of_other_weights_are_none(store: RunStore) -> None:
+    store.manifest["extractors"] = {FID.features: "of other weights"}
+    estimate = _summary(store, FID.id, "tcd", 4).estimate
+    assert estimate is not None
+    assert np.isnan(estimate.low)
+
+
+def test_set_scores_of_two_references_are_not_compared(store: RunStore) -> None:
+    row = next(row for row in store.set_scores() if (row.model, row.steps) == ("tcd", 1))
+    store.record_set_scores([replace(row, reference="another reference")])
+    of_fid = {(c.model, c.steps) for c in comparisons(store) if c.metric == FID.id}
+    assert of_fid == {("lightning", 1), ("lightning", 4), ("tcd", 4)}
+    assert np.isnan(_summary(store, FID.id, "tcd", 1).estimate.low)  # type: ignore[union-attr]
+
+
+def test_a_set_metric_without_statistic_has_a_value_and_no_interval(store: RunStore) -> None:
+    entries = [entry | ({"statistic": ""} if entry["id"] == FID.id else {}) for entry in store.manifest["metrics"]]
+    store.manifest["metrics"] = entries
+    estimate = _summary(store, FID.id, "tcd", 4).estimate
+    assert estimate is not None
+    assert (estimate.value, np.isnan(estimate.low)) == (10 + 2 + 8 / 4, True)
+    assert FID.id not in {c.metric for c in comparisons(store)}
+
+
+@pytest.mark.parametrize("statistic", ["kid", "cmmd", "precision", "recall", "density", "coverage"])
+def test_every_statistic_has_levels_and_paired_differences(store: RunStore, statistic: str) -> None:
+    entries = [
+        entry | ({"statistic": statistic} if entry["id"] == FID.id else {}) for entry in store.manifest["metrics"]
+    ]
+    store.manifest["metrics"] = entries
+    estimate = _summary(store, FID.id, "tcd", 4).estimate
+    assert estimate is not None
+    assert estimate.value == pytest.approx(evaluate(statistic, _features(store, "tcd", 4), _reference(store)))
+    assert estimate.low < estimate.high
+    got = _comparison(comparisons(store), FID.id, "tcd", 4).difference
+    theirs = evaluate(statistic, _features(store, "hyper-sd", 4), _reference(store))
+    assert got.value == pytest.approx(estimate.value - theirs)
+    assert (got.n, got.num_clusters) == (24, 12)
+
+
+def test_set_differences_are_on_the_images_that_both_have(store: RunStore) -> None:
+    rows = [row for row in store.images() if (row.model, row.steps) == ("tcd", 1)]
+    store.record_images([replace(row, id=None, defect="black", sha256="0" * 64) for row in rows[:2]])
+    store.record_set_scores([SetScoreRow(FID.id, "tcd", 1, 9.0, 22, REFERENCE)])
+    got = _comparison(comparisons(store), FID.id, "tcd", 1).difference
+    assert (got.n, got.num_clusters) == (22, 11)
+    mine = _features(store, "hyper-sd", 1)[2:]
+    kept = read_features(store.folder, FID.features, "tcd", 1)
+    theirs = np.stack([kept[row.sha256] for row in rows[2:]])
+    want = feature_distance(theirs, _reference(store)) - feature_distance(mine, _reference(store))
+    assert got.value == pytest.approx(want)
+
+
+def test_replicates_are_computed_once_for_each_configuration(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[int] = []
+    monkeypatch.setattr(comparison, "_KNOWN_REPLICATES", {})
+
+    def counting(statistic: Callable[[NDArray[np.intp]], float], clusters: Sequence[str]) -> Replicates:
+        evaluated.append(len(clusters))
+        return jackknife(statistic, clusters)
+
+    monkeypatch.setattr(comparison, "jackknife", counting)
+    for baseline in ("hyper-sd", "lightning", "tcd"):
+        comparisons(store, baseline)
+    summaries(store)
+    assert evaluated == [24] * 6  # 3 models at 2 step counts, whatever is compared
+    _move_features(store, "tcd", 1, 1)
+    comparisons(store)
+    assert len(evaluated) == 7
+
+
+def test_the_smallest_difference_that_could_be_shown(store: RunStore) -> None:
+    found = comparisons(store)
+    got = _comparison(found, CLIP.id, "tcd", 4)
+    a, b = _values(store, CLIP.id, "tcd", 4), _values(store, CLIP.id, "hyper-sd", 4)
+    by_prompt = [np.mean([a[p, r] - b[p, r] for r in (0, 1)]) for p in dict.fromkeys(p for p, _ in a)]
+    want = (stats.norm.isf(0.05 / 2 / len(found)) + stats.norm.isf(0.2)) * stats.sem(by_prompt)
+    assert got.detectable == pytest.approx(want)
+    text = CliRunner().invoke(compare, [str(store.folder)]).output
+    assert text.count("24 images of 12 prompts: a true difference of") == 3, "a line for each table"
+
+
+# several runs
+
+
+@pytest.fixture
+def two(made: Path, tmp_path: Path) -> list[RunStore]:
+    """Two runs of the same prompts and noise; ``tcd`` is in both."""
+    return [_copy(made / name, tmp_path) for name in ("ours", "theirs")]
+
+
+def test_models_of_several_runs_stand_side_by_side(two: list[RunStore]) -> None:
+    view = View(two)
+    assert [cell for cell in view.cells if cell[1] == 1] == [
+        ("hyper-sd", 1), ("ours:tcd", 1), ("lightning", 1), ("theirs:tcd", 1)
+    ]  # fmt: skip
+    found = comparisons(view)
+    assert {c.model for c in found} == {"ours:tcd", "lightning", "theirs:tcd"}
+    assert len(found) == 3 * 3 * 2
+    across = _comparison(found, CLIP.id, "lightning", 4)
+    a, b = _values(two[1], CLIP.id, "lightning", 4), _values(two[0], CLIP.id, "hyper-sd", 4)
+    assert across.difference.value == pytest.approx(np.mean(list(a.values())) - np.mean(list(b.values())))
+    assert (across.difference.n, across.difference.num_clusters) == (24, 12)
+    of_sets = _comparison(found, FID.id, "theirs:tcd", 1).difference
+    reference = _reference(two[0])
+    want = feature_distance(_features(two[1], "tcd", 1), reference) - feature_distance(
+        _features(two[0], "hyper-sd", 1), reference
+    )
+    assert of_sets.value == pytest.approx(want)
+
+
+def test_one_run_is_seen_as_before(store: RunStore) -> None:
+    assert comparisons(View([store])) == comparisons(store)
+    assert summaries(View([store])) == summaries(store)
+
+
+def _entries(store: RunStore, change: dict[str, object]) -> None:
+    store.manifest["metrics"] = [e | (change if e["id"] == CLIP.id else {}) for e in store.manifest["metrics"]]
+    write_json(store.folder / "run.json", store.manifest)
+
+
+def _mix_versions(store: RunStore) -> None:
+    _entries(store, {"version": "2"})
+
+
+def _mix_scored_versions(store: RunStore) -> None:
+    write_json(store.folder / "run.json", store.manifest | {"scored_versions": {CLIP.id: "0"}})
+
+
+def _mix_references(store: RunStore) -> None:
+    store.record_set_scores([replace(row, reference="coco-5000-1a2b3c4d") for row in store.set_scores()])
+
+
+def _mix_seeds(store: RunStore) -> None:
+    write_json(store.folder / "run.json", store.manifest | {"spec": store.manifest["spec"] | {"seed": 1}})
+
+
+def _mix_noise(store: RunStore) -> None:
+    with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db, db:
+        db.execute("UPDATE image SET seed = seed + 1")
+
+
+def _mix_texts(store: RunStore) -> None:
+    with closing(sqlite3.connect(store.folder / "ledger.sqlite")) as db, db:
+        db.execute("UPDATE image SET prompt = 'a dog' WHERE prompt_id = 'p0003'")
+
+
+def _mix_weights(store: RunStore) -> None:
+    write_json(store.folder / "run.json", store.manifest | {"extractors": {FID.features: "other"}})
+
+
+@pytest.mark.parametrize(
+    ("mix", "message"),
+    [
+        (_mix_versions, r"clip-score/pocket: .*ours and .*theirs are scored with another version \(1 and 2\)"),
+        (_mix_scored_versions, r"another version \(0 and 1\)"),
+        (_mix_references, r"fid/lite0: .* another reference \(coco-5000-1a2b3c4d and made-up reference\)"),
+        (_mix_weights, "fid/lite0: .* another weights"),
+        (_mix_seeds, "ours is of seed 0, .*theirs of 1: other noise doesn't pair"),
+        (_mix_noise, "has other noise in .*theirs"),
+        (_mix_texts, "p0003 is 'a dog' in .*theirs and 'a fox .*: images of other prompts don't pair"),
+    ],
+)
+def test_mixed_protocols_are_refused(two: list[RunStore], mix: Callable[[RunStore], None], message: str) -> None:
+    write_json(two[0].folder / "run.json", two[0].manifest | {"extractors": {FID.features: ""}})
+    if mix is _mix_weights:
+        write_json(two[0].folder / "run.json", two[0].manifest | {"extractors": {FID.features: "ours"}})
+    mix(two[1])
+    result = CliRunner().invoke(compare, [str(store.folder) for store in two])
+    assert isinstance(result.exception, InputError)
+    assert re.search(message, str(result.exception)), result.exception
+    assert "\n" not in str(result.exception)
+
+
+def test_a_mixed_metric_can_be_left_out(two: list[RunStore]) -> None:
+    _mix_references(two[1])
+    result = CliRunner().invoke(compare, [*(str(s.folder) for s in two), "--metrics", CLIP.id, "--json"])
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.output)
+    assert {c["metric"] for c in values["comparisons"]} == {CLIP.id}
+    assert values["runs"] == [str(s.folder) for s in two]
+
+
+def test_a_run_named_twice_is_refused(store: RunStore) -> None:
+    with pytest.raises(InputError, match="named twice"):
+        View([store, store])
+
+
+def test_metrics_and_steps_are_chosen(store: RunStore) -> None:
+    result = CliRunner().invoke(compare, [str(store.folder), "--metrics", AESTHETIC.id, "--steps", "4", "--json"])
+    found = json.loads(result.output)["comparisons"]
+    assert [(c["metric"], c["model"], c["steps"]) for c in found] == [
+        (AESTHETIC.id, "lightning", 4), (AESTHETIC.id, "tcd", 4)
+    ]  # fmt: skip
+    assert max(c["p_holm"] for c in found) <= 2 * max(c["difference"]["p_value"] for c in found)  # a family of two
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--metrics", "clip-score/poket"], "unknown metric 'clip-score/poket' .* did you mean 'clip-score/pocket'"),
+        (["--steps", "3"], "no images at 3 steps"),
+        (["--steps", "few"], "give step counts, as 1,4"),
+        (["--against", "lightening"], "did you mean 'lightning'"),
+        (["--cost", "latency"], "go with --within"),
+    ],
+)
+def test_what_is_not_there_is_refused(store: RunStore, options: list[str], message: str) -> None:
+    result = CliRunner().invoke(compare, [str(store.folder), *options])
+    assert isinstance(result.exception, InputError)
+    assert re.search(message, str(result.exception)), result.exception
+
+
+def test_a_run_without_a_baseline_asks_for_one(store: RunStore) -> None:
+    write_json(store.folder / "run.json", store.manifest | {"baseline": ""})
+    result = CliRunner().invoke(compare, [str(store.folder)])
+    assert "choose one with --against" in str(result.exception)
 
 
 def test_step_counts_the_baseline_lacks_are_compared_to_nothing(tmp_path: Path) -> None:

@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from metrics.frechet import (
-    GramDistance,
     Moments,
+    SubsetDistance,
     feature_distance,
     frechet_distance,
     gaussian_distance,
-    subset_distance,
 )
-from metrics.stats import jackknife_difference
+from metrics.stats import jackknife
 
 
 def _features(n: int, d: int, seed: int, rank: int | None = None) -> NDArray[np.float32]:
@@ -59,7 +58,7 @@ def test_identical_sets_are_at_zero(n: int, d: int, rank: int) -> None:
 def test_all_routes_agree(n: int, m: int, d: int, rank: int) -> None:
     x, y = _features(n, d, 3, rank), _features(m, d, 4, rank)
     symmetric = frechet_distance(Moments.of(y), Moments.of(x))
-    assert GramDistance(x, y)() == pytest.approx(symmetric, rel=1e-7)
+    assert SubsetDistance(x, y)() == pytest.approx(symmetric, rel=1e-7)
     assert feature_distance(x, y) == pytest.approx(symmetric, rel=1e-7)
     general = np.sqrt(np.linalg.eigvals(np.cov(x.T.astype(float)) @ np.cov(y.T.astype(float))).astype(complex)).real
     means = np.sum((x.mean(axis=0, dtype=float) - y.mean(axis=0, dtype=float)) ** 2)
@@ -109,7 +108,7 @@ def test_moments_are_numpys() -> None:
 def test_subsets_are_the_distance_of_the_subset(n: int, m: int, d: int) -> None:
     x, y = _features(n, d, 9), _features(m, d, 10)
     kept = np.arange(0, n, 2)
-    assert subset_distance(x, y)(kept) == pytest.approx(feature_distance(x[kept], y), rel=1e-7)
+    assert SubsetDistance(x, y)(kept) == pytest.approx(feature_distance(x[kept], y), rel=1e-7)
 
 
 def test_distance_grows_with_the_shift_and_is_symmetric() -> None:
@@ -131,8 +130,8 @@ def test_jackknife_interval_of_a_difference_covers_and_is_not_much_too_wide() ->
     reference = np.random.default_rng(99).normal(0, 1, (200, 12))
     differences = []
     for seed in range(40):
-        a, b = (subset_distance(_few_images(2 * seed + k), reference) for k in (0, 1))
-        differences.append(jackknife_difference(lambda i, a=a, b=b: a(i) - b(i), clusters))  # type: ignore[misc]
+        a, b = (SubsetDistance(_few_images(2 * seed + k), reference) for k in (0, 1))
+        differences.append((jackknife(a, clusters) - jackknife(b, clusters)).difference())
     assert np.mean([d.low <= 0 <= d.high for d in differences]) >= 0.9
     standard_error = np.mean([(d.high - d.value) / stats.t.ppf(0.975, 19) for d in differences])
     assert 0.85 < standard_error / np.std([d.value for d in differences], ddof=1) < 2
@@ -141,6 +140,6 @@ def test_jackknife_interval_of_a_difference_covers_and_is_not_much_too_wide() ->
 def test_bootstrap_moves_the_distance_by_more_than_its_spread() -> None:
     """Why the interval is no bootstrap: resamples repeat images, and the distance goes up."""
     reference = np.random.default_rng(99).normal(0, 1, (200, 12))
-    distance, rng = subset_distance(_few_images(0), reference), np.random.default_rng(1)
+    distance, rng = SubsetDistance(_few_images(0), reference), np.random.default_rng(1)
     resampled = [distance(rng.integers(0, 60, 60)) for _ in range(100)]
     assert np.mean(resampled) - distance(np.arange(60)) > 2 * np.std(resampled)

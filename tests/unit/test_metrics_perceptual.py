@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from hypersd_bench.contracts import ImageMetric, MetricContext, PairMetric, PromptMetric, SetMetric
 from hypersd_bench.errors import InputError
+from hypersd_bench.hub import file_sha256
 from hypersd_bench.pocket.scenes import Scene, parse_caption, render
-from metrics import agreement, backbones, diversity, perceptual
+from metrics import agreement, diversity, lpips, perceptual
 from metrics.agreement import Agreement
 from metrics.diversity import Diversity
 from metrics.perceptual import MapDistance, PairDistance, load_lite0_distance
@@ -137,29 +139,45 @@ def test_pair_distances_fill_a_symmetric_table() -> None:
 
 def test_lpips_without_alexnet_names_the_file_and_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HYPERSD_BENCH_CACHE", str(tmp_path))
     for factory in (diversity.LPIPS, agreement.LPIPS):
-        with pytest.raises(InputError, match=rf"at {tmp_path}.*{backbones.ALEXNET_FILE}"):
+        assert factory.lacks() == "to be downloaded: AlexNet for LPIPS"
+        with pytest.raises(InputError, match=rf"{lpips.FILE}.* put it at {tmp_path}.*, or set HYPERSD_ALEXNET"):
             factory(MetricContext())
-    cached = tmp_path / "hub" / "checkpoints" / backbones.ALEXNET_FILE
+    cached = tmp_path / "hub" / "checkpoints" / lpips.FILE
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"something else")
     with pytest.raises(InputError, match="sha256"):
         diversity.LPIPS(MetricContext())
 
 
+def _pin_alexnet(state: dict[str, Tensor], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save weights where the variable says, and take them for the published ones."""
+    torch.save(state, path)
+    monkeypatch.setenv("HYPERSD_ALEXNET", str(path))
+    pinned = replace(lpips.WEIGHTS, file=replace(lpips.WEIGHTS.file, sha256=file_sha256(path)))
+    monkeypatch.setattr(lpips, "WEIGHTS", pinned)
+
+
 def test_lpips_is_torchmetrics_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On a random AlexNet, since its weights are not here: each pair's distance is the library's for that pair."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    cached = tmp_path / "hub" / "checkpoints" / backbones.ALEXNET_FILE
-    cached.parent.mkdir(parents=True)
-    torch.save({}, cached)
-    monkeypatch.setattr(backbones, "ALEXNET_SHA256", "")
     features = torchmetrics_lpips._get_tv_model_features("alexnet", pretrained=False)
+    _pin_alexnet({f"features.{key}": x for key, x in features.state_dict().items()}, tmp_path / "a.pth", monkeypatch)
+    context = MetricContext()
+    distance = perceptual.load_lpips_distance(context)
+    table = distance.among(images := _scenes(CAPTIONS[0], range(3)))
     monkeypatch.setattr(torchmetrics_lpips, "_get_tv_model_features", lambda *_: features)
-    table = perceptual.load_lpips_distance(MetricContext()).among(images := _scenes(CAPTIONS[0], range(3)))
     library = LearnedPerceptualImagePatchSimilarity("alex", normalize=True)
     for i, j in ((0, 1), (0, 2), (2, 1)):
         want = library(images[[i]] / 255, images[[j]] / 255).item()
         assert table[i, j].item() == pytest.approx(want, rel=1e-4)
         assert want > 0
     assert table.diagonal().tolist() == [0, 0, 0]
+    perceptual.load_lpips_distance(context)
+    assert list(context.loaded) == ["lpips network"]
+
+
+def test_an_alexnet_with_other_keys_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _pin_alexnet({"features.0.kernel": torch.zeros(1)}, tmp_path / "a.pth", monkeypatch)
+    with pytest.raises(InputError, match=r"can't load AlexNet for LPIPS from .*features\.0\.weight"):
+        agreement.LPIPS(MetricContext())
