@@ -27,6 +27,7 @@ METRICS = {
     "aesthetic/laion-v1": "metrics.aesthetic:LAION_V1",
     "fid/lite0": "metrics.set_metrics:FID_LITE0",
     "fid/clean": "metrics.set_metrics:FID_CLEAN",
+    "fid/clean-512": "metrics.set_metrics:FID_CLEAN_512",
     "fid/tf1": "metrics.set_metrics:FID_TF1",
     "fid/pytorch-fid": "metrics.set_metrics:FID_PYTORCH_FID",
     "fid/torchmetrics": "metrics.set_metrics:FID_TORCHMETRICS",

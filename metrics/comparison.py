@@ -40,7 +40,6 @@ Pair = tuple[str, str, int]  # model, baseline, steps of both
 CellPair = tuple[Cell, Cell]
 ALPHA = 0.05
 RATE = "rate"  # the unit of values in [0, 1]
-FRECHET = "fid/"  # family of Fréchet distances that reports warn about
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ class Comparison:
 
     difference: model minus baseline. p_holm: corrected over all comparisons of the run. verdict: of the model.
     detectable: the smallest true difference that this n shows with 80 % power, at ALPHA over the number of comparisons
-    (on the safe side of Holm's steps); NaN where there is no interval.
+    (on the safe side of Holm's steps); NaN where there is no interval, or no spread to tell it by.
     """
 
     metric: str
@@ -107,7 +106,7 @@ def corrected(found: Sequence[Comparison], infos: Mapping[str, MetricInfo]) -> l
             c,
             p_holm=p,
             verdict=verdict(c.difference.value, p, infos[c.metric].direction == "higher"),
-            detectable=minimum_detectable_difference(c.difference.error, 1, alpha=ALPHA, comparisons=len(found)),
+            detectable=_detectable(c.difference.error, len(found)),
         )
         for c, p in zip(found, adjusted, strict=True)
     ]
@@ -155,6 +154,8 @@ class View:
         self._scores = [{info.id: store.scores(info.id) for info in self.infos if info.per_image} for store in stores]
         self.set_scores = [{(r.metric, r.model, r.steps): r for r in store.set_scores()} for store in stores]
         self._references: dict[tuple[str, str], PreparedReference] = {}
+        self._feature_keys: dict[tuple[str, Cell], list[Key]] = {}
+        self._known_replicates: dict[tuple[str, Cell, tuple[Key, ...]], Replicates | None] = {}
         if len(stores) > 1:
             _require_pairing(self)
 
@@ -209,18 +210,28 @@ class View:
         rows = (row for row in self.images[cell] if not row.defect and row.sha256 in kept)
         return {(row.prompt_id, row.replicate): kept[row.sha256] for row in rows}
 
+    def feature_keys(self, info: MetricInfo, cell: Cell) -> list[Key]:
+        """Prompt and replicate of the images that have features, in order."""
+        known = (info.id, cell)
+        if known not in self._feature_keys:
+            self._feature_keys[known] = sorted(self.features(info, cell))
+        return self._feature_keys[known]
+
     def replicates(self, info: MetricInfo, cell: Cell, keys: Sequence[Key] | None = None) -> Replicates | None:
         """A set metric with each group of prompts left out, on the images of these keys (all sound ones unless given).
 
         None where features, the reference that the score is of, or a statistic are missing. What was computed in this
         process is not computed again: it is found by the content of features and reference.
         """
-        features, row = self.features(info, cell), self.set_score(info.id, cell)
-        keys = sorted(features) if keys is None else keys
-        if not keys or row is None or not all(key in features for key in keys):
-            return None
-        reference = self._reference(info, cell, row.reference)
-        return None if reference is None else _replicates(info.statistic, features, keys, reference)
+        keys = self.feature_keys(info, cell) if keys is None else keys
+        known = (info.id, cell, tuple(keys))
+        if known not in self._known_replicates:
+            row, has_all = self.set_score(info.id, cell), set(self.feature_keys(info, cell)).issuperset(keys)
+            reference = self._reference(info, cell, row.reference) if row and keys and has_all else None
+            self._known_replicates[known] = (
+                _replicates(info.statistic, self.features(info, cell), keys, reference) if reference else None
+            )
+        return self._known_replicates[known]
 
     def _reference(self, info: MetricInfo, cell: Cell, reference_id: str) -> PreparedReference | None:
         known = (info.features, reference_id)
@@ -387,30 +398,29 @@ def differences(view: View, info: MetricInfo, pairs: Sequence[CellPair]) -> list
 def _image_differences(view: View, info: MetricInfo, pairs: Sequence[CellPair]) -> dict[CellPair, Difference]:
     """All pairs in one matrix of prompts and pairs, so that they share the resamples."""
     values = {cell: view.values(info.id, cell) for cell in dict.fromkeys(cell for pair in pairs for cell in pair)}
-    columns: dict[CellPair, dict[str, list[float]]] = {}
-    for pair in pairs:
-        a, b = (values[cell] for cell in pair)
-        by_prompt: dict[str, list[float]] = defaultdict(list)
-        for key in sorted(a.keys() & b.keys()):
-            by_prompt[key[0]].append(a[key] - b[key])
-        if by_prompt:
-            columns[pair] = by_prompt
-    if not columns:
+    keys = sorted(set().union(*values.values())) if values else []
+    if not keys:
         return {}
-    prompts = {prompt: i for i, prompt in enumerate(sorted({p for column in columns.values() for p in column}))}
-    d = np.full((len(prompts), len(columns)), np.nan)
-    for c, column in enumerate(columns.values()):
-        for prompt, differences_of_seeds in column.items():
-            d[prompts[prompt], c] = np.mean(differences_of_seeds)
-    n = [sum(map(len, column.values())) for column in columns.values()]
-    return dict(zip(columns, paired_differences(d, n), strict=True))
+    by_image = {cell: np.array([of_cell.get(key, np.nan) for key in keys]) for cell, of_cell in values.items()}
+    difference = np.stack([by_image[a] - by_image[b] for a, b in pairs], axis=1)
+    known = ~np.isnan(difference)
+    starts = [i for i, key in enumerate(keys) if i == 0 or key[0] != keys[i - 1][0]]  # of each prompt's images
+    counts = np.add.reduceat(known, starts, axis=0, dtype=np.intp)
+    sums = np.add.reduceat(np.where(known, difference, 0.0), starts, axis=0)
+    d = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    shared = np.flatnonzero(counts.any(axis=0))
+    if not len(shared):
+        return {}
+    prompts = np.flatnonzero(counts.any(axis=1))
+    found = paired_differences(d[np.ix_(prompts, shared)], counts[:, shared].sum(axis=0).tolist())
+    return {pairs[c]: one for c, one in zip(shared.tolist(), found, strict=True)}
 
 
 def _set_difference(view: View, info: MetricInfo, cell: Cell, baseline: Cell) -> Difference | None:
     rows = [view.set_score(info.id, c) for c in (cell, baseline)]
     if any(row is None or row.value is None for row in rows) or len({row.reference for row in rows if row}) > 1:
         return None
-    keys = sorted(view.features(info, cell).keys() & view.features(info, baseline).keys())
+    keys = sorted(set(view.feature_keys(info, cell)).intersection(view.feature_keys(info, baseline)))
     if len(keys) < 2:
         return None
     a, b = (view.replicates(info, c, keys) for c in (cell, baseline))
@@ -430,6 +440,11 @@ def _replicates(
     if digest not in _KNOWN_REPLICATES:
         _KNOWN_REPLICATES[digest] = jackknife(subset_statistic(statistic, x, reference), clusters)
     return _KNOWN_REPLICATES[digest]
+
+
+def _detectable(error: float, num_comparisons: int) -> float:
+    found = minimum_detectable_difference(error, 1, alpha=ALPHA, comparisons=num_comparisons)
+    return found if found > 0 else np.nan
 
 
 def _counted(reasons: Sequence[str]) -> str:

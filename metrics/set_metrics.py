@@ -80,7 +80,11 @@ def _manifold(statistic: str, variant: str, label: str, source: Source[Extractor
 FID_LITE0 = _row("fid/lite0", "FID (lite0)", "frechet", lite0.LITE0, f"{LITE0}; {BIAS}; not published FID")
 FID_CLEAN = _row(
     "fid/clean", "FID (clean)", "frechet", inception.CLEAN,
-    f"{CLEAN}; {BIAS}; DMD2 makes both sets centre squares of 512 px by Lanczos before",
+    f"{CLEAN}; {BIAS}; not DMD2's, which is fid/clean-512",
+)  # fmt: skip
+FID_CLEAN_512 = _row(
+    "fid/clean-512", "FID (clean, 512)", "frechet", inception.CLEAN_512,
+    f"DMD2's: both sets are centre squares of 512 px by PIL's Lanczos before; {CLEAN}; {BIAS}",
 )  # fmt: skip
 FID_TF1 = _row("fid/tf1", "FID (TF1)", "frechet", inception.TF1, f"{TF1}, the original's; aliased above 299 px; {BIAS}")
 FID_PYTORCH_FID = _row(

@@ -6,7 +6,7 @@ with its uncertainty: nothing is called worse that isn't shown to be. No torch: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -374,17 +374,15 @@ def _joint(
 def _joint_of_sets(
     view: View, info: MetricInfo, points: Sequence[Point]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], int, int]:
-    features = [view.features(info, point.cell) for point in points]
+    images = [view.feature_keys(info, point.cell) for point in points]
     references = {row.reference for point in points if (row := view.set_score(info.id, point.cell))}
-    if not all(features) or len(references) > 1:
+    if not all(images) or len(references) > 1:
         raise InputError(f"{info.id}: not all configurations have features and one reference; score the run again")
-    keys = _shared(info, features)
+    keys = _shared(info, images)
     found = [view.replicates(info, point.cell, keys) for point in points]
     replicates = [one for one in found if one is not None]
     if len(replicates) < len(found) or np.isnan([one.error for one in replicates]).any():
-        raise InputError(
-            f"{info.id}: {len(keys)} images beside the kept reference give no interval; score more of them"
-        )
+        raise InputError(f"{info.id}: {len(keys)} images beside the kept reference give no interval; score more")
     left_out = np.stack([one.left_out for one in replicates], axis=1)
     g = len(left_out)
     centred = left_out - left_out.mean(axis=0)
@@ -393,7 +391,7 @@ def _joint_of_sets(
     return values, _draws(values, covariance, g - 1), replicates[0].n, replicates[0].num_clusters
 
 
-def _shared(info: MetricInfo, values: Sequence[Mapping[Key, object]]) -> list[Key]:
+def _shared(info: MetricInfo, values: Sequence[Collection[Key]]) -> list[Key]:
     keys = sorted(set.intersection(*(set(of_cell) for of_cell in values)))
     num_prompts = len({prompt for prompt, _ in keys})
     if num_prompts < 2:

@@ -294,7 +294,7 @@ def _limits(section: Section) -> Iterator[str]:
     yield from _unequal(section.made)
     for metric in data.metrics:
         sizes = sorted({cell.n for cell in data.cells if cell.metric == metric.id and cell.value is not None})
-        if metric.id.startswith(comparison.FRECHET) and sizes:
+        if metric.statistic == "frechet" and sizes:
             n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
             yield f"{metric.label} of {n} images lies above that of many: compare it only where n is the same."
     if str(data.provenance.get("git", "")).endswith("+changes"):

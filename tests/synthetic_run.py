@@ -19,9 +19,7 @@ from hypersd_bench.store import ImageRow, RunStore, ScoreRow, SetScoreRow, Timin
 
 CLIP = MetricInfo("clip-score/pocket", "CLIP score", "higher", "cosine x100", "image")
 AESTHETIC = MetricInfo("aesthetic/pocket", "Aesthetic", "higher", "rating", "image", note="a proxy")
-FID = MetricInfo(
-    "fid/lite0", "FID (lite0)", "lower", "distance", "set", features="lite0/128", statistic="frechet"
-)
+FID = MetricInfo("fid/lite0", "FID (lite0)", "lower", "distance", "set", features="lite0/128", statistic="frechet")
 REFERENCE = "made-up reference"
 MODELS = ("hyper-sd", "lightning", "lcm", "tcd")
 

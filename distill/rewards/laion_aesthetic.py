@@ -42,14 +42,14 @@ class _Head:
         return LaionAesthetic(info, load_open_clip(OPENAI_L_14, str(device)).model, head)
 
 
+BOTH = ("aesthetic/laion-v1", "aesthetic/laion-v2")  # the same embedding, and much the same taste
 V2 = RewardFactory(
     # hinge: 6 to 7 is what others train with; weight: eq. 13 has none
-    RewardInfo("aesthetic/laion-v2", "LAION aesthetic V2", hinge=6.5, weight=1.0, trains=("aesthetic/laion-v2",)),
+    RewardInfo("aesthetic/laion-v2", "LAION aesthetic V2", hinge=6.5, weight=1.0, trains=BOTH),
     _Head(V2_HEAD),
 )
 V1 = RewardFactory(
     # hinge: ours, V1 spreads wider than V2; weight: eq. 13 has none
-    RewardInfo("aesthetic/laion-v1", "LAION aesthetic V1", hinge=7.0, weight=1.0,
-               trains=("aesthetic/laion-v1", "aesthetic/laion-v2")),  # the same embedding, and much the same taste
+    RewardInfo("aesthetic/laion-v1", "LAION aesthetic V1", hinge=7.0, weight=1.0, trains=BOTH),
     _Head(V1_HEAD),
-)  # fmt: skip
+)

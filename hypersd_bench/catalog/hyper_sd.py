@@ -14,7 +14,7 @@ REPO = "ByteDance/Hyper-SD"
 FILES = {"sdxl": "Hyper-SDXL", "sd15": "Hyper-SD15"}  # how their files' names begin
 LICENSE = "see the model card (Open RAIL++-M at first; the licence file changed in August and December 2024)"
 # Human feedback learning optimised these two. The paper doesn't say which LAION predictor it means.
-TRAINED_ON = ("aesthetic/laion-v2", "image-reward/v1")
+TRAINED_ON = ("aesthetic/laion-v1", "aesthetic/laion-v2", "image-reward/v1")  # which V is not said
 WHICH_PREDICTOR = "which LAION aesthetic predictor it was trained on"
 CFG_GUIDANCE = (5.0, 8.0)  # the authors' range, of which we take the lower end
 UNIFIED_STEPS = tuple(range(1, 9))

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hypersd_bench.contracts import MetricInfo
 from hypersd_bench.errors import CheckFailed, InputError
@@ -28,7 +27,7 @@ from hypersd_bench.store import RunStore, write_json
 
 FOLDER = Path(__file__).parents[1] / "canaries"
 KNOWN = FOLDER / "known.json"
-Extracted = dict[tuple[str, int], list[NDArray[np.float32]]]
+Extracted = dict[tuple[str, int, str], NDArray[np.float32]]
 PROMPTS = {  # of each image; the miniature's judges read nothing but such captions
     "scene": "a fox left of a pizza on a green background",
     "noise": "a rocket on a pink background",
@@ -71,33 +70,35 @@ def check_canaries(store: RunStore, metrics: Sequence[Any], device: str) -> None
 
 
 def canary_values(metric: Any, extracted: Extracted) -> tuple[float, ...] | None:
-    """What a metric gives for the canaries; None for one that reads none but prompts of its own set.
+    """What a metric gives for the canaries that its protocol allows; None where it allows none.
 
-    extracted: the canaries' features by extractor and size; what lacks is added.
+    extracted: the canaries' features by extractor, size and name; what lacks is added.
     """
-    size = metric.info.min_size
-    pictures = [(stack([enlarged(name, size)]), prompt) for name, prompt in PROMPTS.items()]
-    try:
-        match metric.info.kind:
-            case "image" if metric.info.features:
-                features = _features(metric, pictures, extracted)
-                values = [
-                    metric.score_features(row, [PROMPTS[name]]) for name, row in zip(PROMPTS, features, strict=True)
-                ]
-            case "image":
-                values = [metric.score(image, [prompt]) for image, prompt in pictures]
-            case "prompt":
-                values = [
-                    metric.score_group(stack([enlarged("scene", size), enlarged("noise", size)]), PROMPTS["scene"])
-                ]
-            case "pair":
-                values = [metric.score_pairs(image, image.flip(-1)) for image, _ in pictures]
-            case "set":
-                features = _features(metric, pictures, extracted)
-                values = [np.array([row.mean(), row.std()], np.float64) for row in features]
-    except InputError:
-        return None
-    return tuple(float(value) for value in np.concatenate(values))
+    values: list[float] = []
+    for name in PROMPTS:
+        with suppress(InputError):  # another size than its protocol allows, or a prompt of no set of its own
+            values += _values_of(metric, name, extracted).tolist()
+    return tuple(values) or None
+
+
+def _values_of(metric: Any, name: str, extracted: Extracted) -> NDArray[np.float64]:
+    size, prompt = metric.info.min_size, PROMPTS[name]
+    image = stack([enlarged(name, size)])
+    if metric.info.features:
+        key = metric.extractor.id, size, name
+        if key not in extracted:
+            extracted[key] = metric.extractor(image)
+        features = extracted[key]
+        if metric.info.kind == "set":
+            return np.array([features.mean(), features.std()], np.float64)
+        scored: NDArray[np.float64] = metric.score_features(features, [prompt])
+    elif metric.info.kind == "prompt":
+        scored = metric.score_group(stack([enlarged(name, size), enlarged(name, size)[:, ::-1]]), prompt)
+    elif metric.info.kind == "pair":
+        scored = metric.score_pairs(image, image.flip(-1))
+    else:
+        scored = metric.score(image, [prompt])
+    return scored
 
 
 def alike(found: Sequence[float], known: Sequence[float]) -> bool:
@@ -142,13 +143,6 @@ def recorded(metrics: Sequence[Any], packages: Mapping[str, str]) -> dict[str, A
     found = {_key(metric): canary_values(metric, extracted) for metric in metrics}
     versions = {name: packages[name] for name in _CAUSES if name in packages}
     return {key: {"values": values, "packages": versions} for key, values in found.items() if values}
-
-
-def _features(metric: Any, pictures: Sequence[tuple[Tensor, str]], extracted: Extracted) -> list[NDArray[np.float32]]:
-    key = metric.extractor.id, metric.info.min_size
-    if key not in extracted:
-        extracted[key] = [metric.extractor(image) for image, _ in pictures]
-    return extracted[key]
 
 
 @cache

@@ -127,9 +127,10 @@ def require_activation(model: nn.Module, published: PublishedClip) -> None:
 
     found = {kind.__name__ for kind in map(type, model.modules()) if kind in (QuickGELU, nn.GELU)}
     wanted = "QuickGELU" if published.quick_gelu else "GELU"
-    if found != {wanted}:
+    built = " and ".join(sorted(found)) or "neither"
+    if built != wanted:
         raise InputError(
-            f"{published.weights.what}: this open_clip builds {published.config} with {' and '.join(sorted(found))}, "
+            f"{published.weights.what}: this open_clip builds {published.config} with {built}, "
             f"its weights were trained with {wanted}; install the open_clip_torch of requirements.lock"
         )
 

@@ -60,13 +60,22 @@ def clean_input(images: Tensor) -> Tensor:
     import torch
     from PIL import Image
 
-    def resized(channel: Tensor) -> Tensor:
-        whole = Image.fromarray(channel.cpu().numpy().astype(np.float32))
-        return torch.from_numpy(np.array(whole.resize((SIZE, SIZE), Image.Resampling.BICUBIC)))
-
     height, width = images.shape[-2:]
-    x = torch.stack([resized(channel) for channel in images.reshape(-1, height, width)])
+    channels = images.reshape(-1, height, width).cpu().numpy().astype(np.float32)
+    resized = [Image.fromarray(channel).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for channel in channels]
+    x = torch.from_numpy(np.stack([np.asarray(channel) for channel in resized]))
     return (x.clamp(0, 255).reshape(-1, 3, SIZE, SIZE) - 128) / 128
+
+
+def clean_512_input(images: Tensor) -> Tensor:
+    """DMD2's: the centre square to 512 pixels by PIL's Lanczos, in 8 bits, then clean-fid's."""
+    import torch
+    from PIL import Image
+    from torchvision.transforms.functional import center_crop
+
+    squares = center_crop(images, [min(images.shape[-2:])] * 2).permute(0, 2, 3, 1).cpu().numpy()
+    resized = [Image.fromarray(square).resize((512, 512), Image.Resampling.LANCZOS) for square in squares]
+    return clean_input(torch.from_numpy(np.stack([np.asarray(square) for square in resized])).permute(0, 3, 1, 2))
 
 
 def patch_input(images: Tensor) -> Tensor:
@@ -119,4 +128,5 @@ TF1 = _convention("inception/tf1", tf1_input)
 PYTORCH_FID = _convention("inception/pytorch-fid", pytorch_fid_input)
 TORCHMETRICS = _convention("inception/torchmetrics", torchmetrics_input)
 CLEAN = _convention("inception/clean", clean_input)
+CLEAN_512 = _convention("inception/clean-512", clean_512_input)
 PATCH = _convention("inception/patch", patch_input)

@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from hypersd_bench.contracts import MetricContext
 from hypersd_bench.errors import InputError
-from metrics.aesthetic import LAION_V1_FILE, LAION_V2_FILE, LinearHead, load_head
+from metrics.aesthetic import LAION_V1, LAION_V1_FILE, LAION_V2, LAION_V2_FILE, LaionRating, LinearHead, load_head
+from metrics.extractors.network import NetworkExtractor
+from metrics.factory import Factory
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "aesthetic"
 pytestmark = pytest.mark.skipif(not DATA.exists(), reason="the shared test data is not here")
@@ -31,6 +34,26 @@ def _embeddings(clip: str) -> Tensor:
 def test_v1_heads(clip: str, want: list[float]) -> None:
     state = torch.load(DATA / "laion_v1" / f"sa_0_4_{clip}_linear.pth", map_location="cpu", weights_only=True)
     assert LinearHead.fold(state)(_embeddings(clip)).tolist() == pytest.approx(want, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("factory", "file", "want"),
+    [
+        (LAION_V1, f"laion_v1/{LAION_V1_FILE}", V1_L_14),
+        (LAION_V2, f"improved/{LAION_V2_FILE}", V2_L_14),
+    ],
+)
+def test_metrics_rate_the_embeddings_as_published(
+    factory: Factory[LaionRating], file: str, want: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the metric's own factory, with the embeddings as its extractor's features."""
+    for variable in ("HYPERSD_AESTHETIC_V1", "HYPERSD_AESTHETIC_V2"):
+        monkeypatch.setenv(variable, str(DATA / file))
+    context = MetricContext()
+    context.loaded[factory.info.features] = NetworkExtractor(factory.info.features, "", lambda images: images)
+    metric = factory(context)
+    features = metric.extractor(_embeddings("vit_l_14"))
+    assert metric.score_features(features, [""] * 10).tolist() == pytest.approx(want, abs=1e-4)
 
 
 def test_v2_head_and_its_affine_form() -> None:

@@ -190,3 +190,13 @@ def _weights(old: int, new: int, kernel: Callable[[NDArray[np.float64]], NDArray
     found = kernel((np.arange(old)[None] + 0.5 - centres) / max(scale, 1))
     rows: NDArray[np.float64] = found / found.sum(axis=1, keepdims=True)
     return rows
+
+
+def test_dmd2_s_squares_of_512_are_pil_s_lanczos_before_clean_fid_s_resize() -> None:
+    square = torch.from_numpy(np.array(_textured(512, 512))).permute(2, 0, 1)[None]
+    assert torch.equal(inception.clean_512_input(square), inception.clean_input(square))
+    wide = _textured(480, 640)
+    cropped = wide.crop((80, 0, 560, 480)).resize((512, 512), Image.Resampling.LANCZOS)
+    want = inception.clean_input(torch.from_numpy(np.array(cropped)).permute(2, 0, 1)[None])
+    got = inception.clean_512_input(torch.from_numpy(np.array(wide)).permute(2, 0, 1)[None])
+    assert torch.equal(got, want)

@@ -287,7 +287,8 @@ def test_weights_that_are_pickles() -> None:
 def test_who_was_trained_on_a_metric() -> None:
     trained = {model.family for model in MODELS if model.trained_on}
     assert trained == {"hyper-sd", "hyper-sd-unified", "hyper-sd-cfg", "nitro-vibrant"}
-    assert {model.trained_on for model in MODELS} == {(), ("aesthetic/laion-v2", "image-reward/v1")}
+    rewards = ("aesthetic/laion-v1", "aesthetic/laion-v2", "image-reward/v1")
+    assert {model.trained_on for model in MODELS} == {(), rewards}
 
 
 def test_who_has_unconfirmed_parts() -> None:

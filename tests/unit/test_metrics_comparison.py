@@ -301,6 +301,19 @@ def test_the_smallest_difference_that_could_be_shown(store: RunStore) -> None:
     assert text.count("24 images of 12 prompts: a true difference of") == 3, "a line for each table"
 
 
+def test_the_same_images_tell_nothing_of_what_could_be_shown(store: RunStore) -> None:
+    of = {row.key: row for row in store.images()}
+    scores = store.scores(CLIP.id)
+    theirs = [scores[of["hyper-sd", *key[1:]].id or 0].value for key in of if key[0] == "tcd"]
+    store.record_scores([
+        ScoreRow(CLIP.id, of[key].id or 0, value)
+        for key, value in zip([key for key in of if key[0] == "tcd"], theirs, strict=True)
+    ])  # fmt: skip
+    got = _comparison(comparisons(store), CLIP.id, "tcd", 1)
+    assert (got.difference.value, got.difference.low, got.difference.high, got.difference.p_value) == (0, 0, 0, 1)
+    assert np.isnan(got.detectable)
+
+
 # several runs
 
 

@@ -39,7 +39,7 @@ SOURCES: dict[str, Source[Any]] = {
     for source in vars(module).values()
     if isinstance(source, Source)
 }
-SCORES = [row for row in registry.METRICS if row.startswith(("clip-score/", "clip-s/"))]
+CONTEXT = MetricContext()  # what it loads, several tests share
 needs_miniature = pytest.mark.skipif(
     not (WEIGHTS / checker.WEIGHTS_FILE).exists(), reason="the miniature's judges are not built"
 )
@@ -65,7 +65,7 @@ def _plain(*colours: tuple[int, int, int]) -> Tensor:
     return torch.tensor(colours, dtype=torch.uint8)[:, :, None, None].expand(-1, 3, 8, 8).contiguous()
 
 
-def _colours(name: str, encoder: ColourEncoder, monkeypatch: pytest.MonkeyPatch) -> ClipScore:
+def _colours(name: str, encoder: ColourEncoder) -> ClipScore:
     """A row's metric, built by its own factory, on the colour encoder."""
     factory: Factory[ClipScore] = registry.resolve("metric", name)
     context = MetricContext()
@@ -117,8 +117,8 @@ def test_features_are_of_a_known_extractor(name: str) -> None:
 # CLIP scores
 
 
-def test_clip_score_is_a_hundred_cosines_of_its_own_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    metric = _colours("clip-score/vit-b-32", encoder := ColourEncoder(), monkeypatch)
+def test_clip_score_is_a_hundred_cosines_of_its_own_prompt() -> None:
+    metric = _colours("clip-score/vit-b-32", encoder := ColourEncoder())
     assert isinstance(metric, FeatureMetric)
     assert not isinstance(metric, ImageMetric | SetMetric)
     features = metric.extractor(_plain((255, 0, 0), (0, 200, 0), (255, 255, 0), (255, 0, 0)))
@@ -132,10 +132,8 @@ def test_clip_score_is_a_hundred_cosines_of_its_own_prompt(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("name", "scale", "of_opposite"), [("clip-score/vit-g-14-photo-256", 1, -1), ("clip-s/vit-b-32", 2.5, 0)]
 )
-def test_prefix_scale_and_floor_are_the_protocols(
-    name: str, scale: float, of_opposite: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    metric = _colours(name, encoder := ColourEncoder(), monkeypatch)
+def test_prefix_scale_and_floor_are_the_protocols(name: str, scale: float, of_opposite: float) -> None:
+    metric = _colours(name, encoder := ColourEncoder())
     features = metric.extractor(_plain((255, 0, 0), (255, 255, 0), (255, 0, 0)))
     scores = metric.score_features(features, ["red", "red", "not-red"])
     assert scores == pytest.approx([scale, scale / np.sqrt(2), of_opposite])
@@ -164,9 +162,8 @@ def test_the_prefix_is_what_dmd2_puts_before_a_prompts_tokens(words: int) -> Non
 
 
 @needs_miniature
-@pytest.mark.parametrize("factory", [clip_score.POCKET])
-def test_a_picture_scores_better_with_its_own_caption(factory: Factory[ClipScore]) -> None:
-    metric = factory(MetricContext())
+def test_a_picture_scores_better_with_its_own_caption() -> None:
+    metric = clip_score.POCKET(CONTEXT)
     shown = list(scenes(11, 12, "held-out"))
     features = metric.extractor(_renders(shown))
     captions = [scene.caption for scene in shown]
@@ -272,6 +269,20 @@ def test_a_set_metric_is_its_statistic_of_its_features() -> None:
     fid = SetStatistic(set_metrics.FID_LITE0.info, extractor)
     assert fid.distance(features[::-1], features) == pytest.approx(0, abs=1e-6)
     assert fid.distance(moved, features) == pytest.approx(12, rel=1e-5)  # three times two squared
+
+
+@needs_miniature
+@pytest.mark.parametrize("name", ["fid/lite0", "kid/lite0", "cmmd/pocket"])
+def test_noise_moves_a_set_of_renders_away(name: str) -> None:
+    images, others = (_renders(list(scenes(seed, 24, "held-out"))) for seed in (11, 12))
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    metric = registry.resolve("metric", name)(CONTEXT)
+    reference = metric.extractor(others)
+    clean, noisy, noisier = (
+        metric.distance(metric.extractor((images + level * noise).clamp(0, 255).byte()), reference)
+        for level in (0, 25, 80)
+    )
+    assert clean < min(noisy, noisier)
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def test_sign_flip_keeps_its_size(P: int, kind: str) -> None:
     p = sign_flip(np.round(d) if kind == "rounded" else d)
     for alpha in (0.05, 0.01):
         assert np.mean(p <= alpha) <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / 2000)
-    assert np.mean(p <= 0.05) > 0.03  # and is no test that never rejects
+    assert np.mean(p <= 0.05) > 0.02  # and is no test that never rejects; ties make it slow to
 
 
 def test_sign_flip_finds_what_the_power_formula_says() -> None:

@@ -16,12 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hypersd_bench import registry
+from hypersd_bench import download, registry
 from hypersd_bench.cli.main import main
-from hypersd_bench.errors import InputError
-from hypersd_bench import download
-from hypersd_bench.prompt_sets.coco import VAL_2014_10K, VAL_2017_5K
 from hypersd_bench.download import OwnerFile
+from hypersd_bench.errors import InputError
+from hypersd_bench.prompt_sets.coco import VAL_2014_10K, VAL_2017_5K
 from hypersd_bench.prompt_sets.dpg import DPG
 from hypersd_bench.prompt_sets.drawbench import DRAW_BENCH
 from hypersd_bench.prompt_sets.geneval import GEN_EVAL

@@ -14,7 +14,7 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from safetensors.numpy import save_file
-from scipy.stats import ttest_rel
+from scipy.stats import permutation_test, ttest_1samp
 
 from hypersd_bench.cli.main import main
 from hypersd_bench.errors import InputError
@@ -41,8 +41,8 @@ CARD: dict[str, Any] = {
 
 def make(folder: Path, cards: dict[str, dict[str, Any]] | None = None, **changes: Any) -> RunStore:
     """A made-up run at 1 and 4 steps with contrasts, a card for each model named in ``cards``, and other changes."""
-    run = make_run(folder, steps=(1, 4), num_prompts=5)
-    spec = RunSpec(name=folder.name, models=("hyper-sd", "lightning", "lcm", "tcd"), steps=(1, 4), num_prompts=5,
+    run = make_run(folder, steps=(1, 4), num_prompts=16)
+    spec = RunSpec(name=folder.name, models=("hyper-sd", "lightning", "lcm", "tcd"), steps=(1, 4), num_prompts=16,
                    replicates=2)  # fmt: skip
     run.manifest |= {"spec": spec.model_dump(mode="json", exclude={"out"}), "contrasts": CONTRASTS, **changes}
     for entry in run.manifest["models"]:
@@ -92,7 +92,7 @@ def headings(page: str) -> list[str]:
 
 
 def test_contrasts_are_paired_by_prompt_and_corrected_over_the_whole_page(tmp_path: Path) -> None:
-    """Differences against scipy's paired t test on prompt means; Holm's smallest p is p times all comparisons."""
+    """Differences of prompt means, p against scipy's sign flips; Holm's smallest p is p times all comparisons."""
     runs = [make(tmp_path / name) for name in ("one", "two")]
     found = [d for s in read_sections([run.folder for run in runs]) for c in s.contrasts for d in c.differences]
     assert len(found) == 2 * 3 * 3, "runs x pairs x metrics"
@@ -103,11 +103,15 @@ def test_contrasts_are_paired_by_prompt_and_corrected_over_the_whole_page(tmp_pa
         for model in (difference.model, difference.baseline):
             rows = [row for row in runs[0].images() if (row.model, row.steps) == (model, difference.steps)]
             scores = runs[0].scores(difference.metric)
-            means[model] = np.reshape([scores[row.id or 0].value for row in rows], (5, 2)).mean(1)
-        expected = ttest_rel(means[difference.model], means[difference.baseline])
-        assert difference.value == pytest.approx(np.mean(means[difference.model] - means[difference.baseline]))
-        assert difference.p_value == pytest.approx(expected.pvalue)
-        assert (difference.low, difference.high) == pytest.approx(tuple(expected.confidence_interval()))
+            means[model] = np.reshape([scores[row.id or 0].value for row in rows], (16, 2)).mean(1)
+        d = means[difference.model] - means[difference.baseline]
+        expected = permutation_test((d,), np.mean, permutation_type="samples", n_resamples=2**16, axis=0)
+        assert difference.value == pytest.approx(np.mean(d))
+        assert difference.p_value == pytest.approx(expected.pvalue, abs=0.02)  # 10,000 of the 65,536 flips
+        t = ttest_1samp(d, 0).confidence_interval()
+        assert difference.low is not None
+        assert difference.high is not None
+        assert difference.high - difference.low == pytest.approx(t.high - t.low, rel=0.4)  # by bootstrap
     smallest = min(found, key=lambda d: d.p_value)
     assert smallest.p_holm == pytest.approx(smallest.p_value * len(found))
 
@@ -125,14 +129,14 @@ def test_bold_is_what_holds(tmp_path: Path) -> None:
     assert "over the 9 comparisons of all contrasts of this page" in of_contrast
     (table,) = rows_of(of_contrast)
     assert [row[:2] for row in table] == [["Steps", "Model"], ["1", "hyper-sd"], ["4", "hyper-sd"]]
-    assert [row[-1] for row in table] == ["n", "10", "10"]
+    assert [row[-1] for row in table] == ["n", "32", "32"]
 
 
 def test_what_is_not_scored_is_said_not_shown(tmp_path: Path) -> None:
     run = make(tmp_path / "toy")
     lost = [row.id or 0 for row in run.images() if row.model == "lcm"]
     run.record_scores([ScoreRow(metric, id, None, "lost") for metric in (CLIP.id, AESTHETIC.id) for id in lost])
-    for path in (tmp_path / "toy" / "features").rglob("lcm@*.npy"):
+    for path in (tmp_path / "toy" / "features").rglob("lcm@*.npz"):
         path.unlink()
     write_results([tmp_path / "toy"], tmp_path / "page.md")
     assert "Not comparable yet: lcm and lightning at 4 steps have no scores." in (tmp_path / "page.md").read_text()
@@ -176,7 +180,7 @@ def test_limits_are_derived(tmp_path: Path) -> None:
     assert "not all distilled from the same teacher" in limits
     assert "unequal rank" not in limits
     assert "A difference's interval is typically \u00b1" in limits
-    assert "of 10 images lies above" in limits
+    assert "of 32 images lies above" in limits
     assert "changes that were not committed" not in write(tmp_path / "b", provenance={"git": "a" * 40})
     page = write(tmp_path / "c", provenance={"git": f"{'a' * 40}+changes"})
     assert "changes that were not committed" in page

@@ -76,7 +76,7 @@ def test_markdown_escape() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
-    return make_run(tmp_path_factory.mktemp("run") / "a_run", num_prompts=5, steps=(1, 4))
+    return make_run(tmp_path_factory.mktemp("run") / "a_run", num_prompts=16, steps=(1, 4))
 
 
 @pytest.fixture(scope="module")

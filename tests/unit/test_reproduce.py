@@ -481,7 +481,7 @@ def test_votes_that_are_none(text: str, words: str, tmp_path: Path, capsys: pyte
         (["hyper-sd-user-study", "--models", "lcm"], "--models is of a table of scores"),
         (["hyper-sd-user-study", "--votes", "none.csv"], "can't read votes none.csv"),
         (["hyper-sd-table2", "--num-prompts", "0"], "--num-prompts"),
-        (["dmd2-table", "--models", "dmd2", "--device", "cpu"], "no number of dmd2 that could be compared"),
+        (["nitrofusion-table1", "--models", "sdxl-flsh"], "unknown model 'sdxl-flsh'"),
     ],
 )  # fmt: skip
 def test_wrong_words_get_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from hypersd_bench.errors import InputError
 from metrics import set_statistics
 from metrics.frechet import Moments, feature_distance
 from metrics.set_statistics import STATISTICS, PreparedReference, evaluate, subset_statistic
+from metrics.stats import jackknife
 
 Points = NDArray[np.float64]
 RNG = np.random.default_rng
@@ -196,6 +197,21 @@ def test_stray_images_lower_precision_and_not_recall() -> None:
     assert evaluate("recall", strayed, reference) > 0.8
     assert evaluate("density", strayed, reference) < 0.6
     assert evaluate("coverage", strayed, reference) > 0.8
+
+
+@pytest.mark.parametrize("name", ["kid", "cmmd", "precision", "coverage"])
+def test_jackknife_intervals_of_paired_differences_cover(name: str) -> None:
+    """Two models of one quality on the same 24 prompts, two seeds each, alike within a prompt."""
+    clusters, reference = [f"p{i:02d}" for i in range(24) for _ in range(2)], RNG(99).normal(0, 1, (80, 4))
+    prepared, found = PreparedReference(reference), []
+    for seed in range(60):
+        rng = RNG(seed)
+        prompts = rng.normal(0, 0.6, (24, 1, 4))
+        a, b = ((prompts + rng.normal(0, 0.8, (24, 2, 4))).reshape(48, 4) for _ in range(2))
+        of_a, of_b = (jackknife(subset_statistic(name, x, prepared), clusters) for x in (a, b))
+        found.append((of_a - of_b).difference())
+    assert np.mean([d.low <= 0 <= d.high for d in found]) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 60)
+    assert np.std([d.value for d in found], ddof=1) < 1.3 * np.mean([d.error for d in found])
 
 
 @pytest.mark.parametrize("name", STATISTICS)
