@@ -56,4 +56,6 @@ class Factory(Generic[M]):
             if not package.is_here():
                 return f"not installed: {package.install}"
         absent = [one.what for one in self.weights if not one.is_here()]
+        if len(absent) == len(self.weights):
+            return "to be downloaded" if absent else ""
         return f"to be downloaded: {', '.join(absent)}" if absent else ""
