@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hypersd_bench import provenance
+from hypersd_bench.cache import own_cache
 from hypersd_bench.errors import InputError
-from hypersd_bench.hub import own_cache
 
 if TYPE_CHECKING:
     from requests import RequestException

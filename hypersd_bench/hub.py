@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from hypersd_bench.cache import own_cache
 from hypersd_bench.errors import InputError, first_line, unknown_name
 from hypersd_bench.provenance import sha256
 from hypersd_bench.sampling import read_safetensors_metadata
@@ -37,7 +38,6 @@ TIMEOUT = 10.0  # seconds for an answer about a repository
 STATUS_TIMEOUT = 5.0  # seconds
 KNOWN = "stabilityai/stable-diffusion-xl-base-1.0"  # that any hub of use here, a mirror too, can be asked about
 REMEMBERED_SIZE = 64 * 2**20  # bytes; smaller files are hashed each time
-CACHE_VARIABLE = "HYPERSD_BENCH_CACHE"
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -85,13 +85,6 @@ class _Wanted:
 
 
 # folders
-
-
-def own_cache() -> Path:
-    """This project's own cache folder: HYPERSD_BENCH_CACHE, or one among the user's caches."""
-    import pooch
-
-    return Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("hypersd-bench")).expanduser()
 
 
 def without_copies(files: Iterable[Path]) -> list[Path]:

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hypersd_bench.cache import own_cache
 from hypersd_bench.contracts import Extractor, ReferenceMoments
 from hypersd_bench.errors import InputError, first_line
 from hypersd_bench.features import Reference, load_reference, save_reference
-from hypersd_bench.hub import own_cache
 from hypersd_bench.provenance import sha256
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from hypersd_bench.contracts import MetricInfo
 from hypersd_bench.errors import InputError, unknown_name
 from hypersd_bench.features import read_features, read_reference
 from hypersd_bench.store import ImageRow, RunStore, SetScoreRow
+from metrics.replicate_cache import replicates_of
 from metrics.set_statistics import STATISTICS, PreparedReference, subset_statistic
 from metrics.stats import (
     Difference,
@@ -28,7 +29,6 @@ from metrics.stats import (
     clustered_mean,
     clustered_rate,
     holm,
-    jackknife,
     minimum_detectable_difference,
     paired_differences,
 )
@@ -427,19 +427,13 @@ def _set_difference(view: View, info: MetricInfo, cell: Cell, baseline: Cell) ->
     return (a - b).difference() if a is not None and b is not None else None
 
 
-_KNOWN_REPLICATES: dict[str, Replicates] = {}  # by the content of what they are of: twenty numbers each
-
-
 def _replicates(
     statistic: str, features: Mapping[Key, NDArray[np.float32]], keys: Sequence[Key], reference: PreparedReference
 ) -> Replicates:
     x, clusters = np.stack([features[key] for key in keys]), [prompt for prompt, _ in keys]
-    content = hashlib.sha256(f"{statistic}\n{reference.digest}\n{clusters}\n{x.shape}\n".encode())
+    content = hashlib.sha256(f"1\n{statistic}\n{reference.digest}\n{clusters}\n{x.shape}\n".encode())
     content.update(np.ascontiguousarray(x).data)
-    digest = content.hexdigest()
-    if digest not in _KNOWN_REPLICATES:
-        _KNOWN_REPLICATES[digest] = jackknife(subset_statistic(statistic, x, reference), clusters)
-    return _KNOWN_REPLICATES[digest]
+    return replicates_of(content.hexdigest(), lambda: subset_statistic(statistic, x, reference), clusters)
 
 
 def _detectable(error: float, num_comparisons: int) -> float:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from hypersd_bench.cache import CACHE_VARIABLE, own_cache
 from hypersd_bench.health.finding import Finding
-from hypersd_bench.hub import CACHE_VARIABLE, STATUS_TIMEOUT, HubStatus, hub_status, own_cache
+from hypersd_bench.hub import STATUS_TIMEOUT, HubStatus, hub_status
 
 _MIB, _GIB = 2**20, 2**30
 RUN_GIB, LEAST_GIB = 5.0, 0.25

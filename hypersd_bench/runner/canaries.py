@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hypersd_bench.cache import own_cache
 from hypersd_bench.contracts import MetricInfo
 from hypersd_bench.errors import CheckFailed, InputError
-from hypersd_bench.hub import own_cache
 from hypersd_bench.provenance import collect
 from hypersd_bench.reference import Picture, read_picture, stack
 from hypersd_bench.store import RunStore, write_json

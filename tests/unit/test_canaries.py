@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hypersd_bench import registry
+from hypersd_bench.cache import own_cache
 from hypersd_bench.cli.main import main
 from hypersd_bench.contracts import MetricContext
-from hypersd_bench.hub import own_cache
 from hypersd_bench.provenance import collect
 from hypersd_bench.runner import canaries
 from hypersd_bench.runner.canaries import KNOWN, PROMPTS, Canary, alike, canary_values, enlarged, likely_cause

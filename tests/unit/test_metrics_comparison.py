@@ -20,7 +20,7 @@ from scipy import stats
 from hypersd_bench.errors import InputError
 from hypersd_bench.features import features_folder, read_features, read_reference, write_features
 from hypersd_bench.store import RunStore, ScoreRow, SetScoreRow, write_json
-from metrics import comparison
+from metrics import replicate_cache
 from metrics.cli import compare
 from metrics.comparison import Comparison, Summary, View, comparisons, summaries, verdict
 from metrics.frechet import feature_distance
@@ -272,22 +272,33 @@ def test_set_differences_are_on_the_images_that_both_have(store: RunStore) -> No
     assert got.value == pytest.approx(want)
 
 
-def test_replicates_are_computed_once_for_each_configuration(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replicates_are_computed_once_for_each_configuration(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     evaluated: list[int] = []
-    monkeypatch.setattr(comparison, "_KNOWN_REPLICATES", {})
+    monkeypatch.setattr(replicate_cache, "_KNOWN", {})
+    monkeypatch.setenv("HYPERSD_BENCH_CACHE", str(tmp_path / "cache"))
 
     def counting(statistic: Callable[[NDArray[np.intp]], float], clusters: Sequence[str]) -> Replicates:
         evaluated.append(len(clusters))
         return jackknife(statistic, clusters)
 
-    monkeypatch.setattr(comparison, "jackknife", counting)
+    monkeypatch.setattr(replicate_cache, "jackknife", counting)
     for baseline in ("hyper-sd", "lightning", "tcd"):
         comparisons(store, baseline)
     summaries(store)
     assert evaluated == [24] * 6  # 3 models at 2 step counts, whatever is compared
     _move_features(store, "tcd", 1, 1)
-    comparisons(store)
+    before = comparisons(store)
     assert len(evaluated) == 7
+    replicate_cache._KNOWN.clear()  # another process finds them on the disk
+    assert comparisons(store) == before
+    assert len(evaluated) == 7
+    for file in (tmp_path / "cache" / "replicates").glob("*/*.json"):
+        file.write_text("broken")
+    replicate_cache._KNOWN.clear()
+    assert comparisons(store) == before
+    assert len(evaluated) > 7
 
 
 def test_the_smallest_difference_that_could_be_shown(store: RunStore) -> None:

@@ -141,7 +141,7 @@ def test_lpips_without_alexnet_names_the_file_and_its_place(monkeypatch: pytest.
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("HYPERSD_BENCH_CACHE", str(tmp_path))
     for factory in (diversity.LPIPS, agreement.LPIPS):
-        assert factory.lacks() == "to be downloaded: AlexNet for LPIPS"
+        assert factory.lacks() == "to be downloaded"
         with pytest.raises(InputError, match=rf"{lpips.FILE}.* put it at {tmp_path}.*, or set HYPERSD_ALEXNET"):
             factory(MetricContext())
     cached = tmp_path / "hub" / "checkpoints" / lpips.FILE

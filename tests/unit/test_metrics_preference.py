@@ -313,7 +313,7 @@ def test_missing_files_name_what_is_missing_and_the_remedy(
     for one in factory.weights:
         monkeypatch.delenv(one.variable)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(judges.folder / "cache"))
-    assert factory.lacks().startswith("to be downloaded: ")
+    assert factory.lacks().startswith("to be downloaded")
     assert factory.needs == tuple(one.what for one in factory.weights)
     with pytest.raises(InputError, match=r"HF_HUB_OFFLINE.*or hf download \S+ \S+, or set HYPERSD_\w+"):
         load(name)
