@@ -326,5 +326,5 @@ def test_a_judge_that_is_missing_is_told_before_any_training(base: str, tmp_path
                  "--set", "hyper_sd.rewards=[hps/v2.1]", "--out", str(tmp_path / "run")]  # fmt: skip
     result = CliRunner().invoke(distill, arguments)
     assert isinstance(result.exception, InputError)
-    assert "HPSv2.1: its weights are not on this machine" in str(result.exception)
+    assert "HPSv2.1: HPS_v2.1_compressed.pt of xswu/HPSv2 is not" in str(result.exception)
     assert not (tmp_path / "run").exists()
