@@ -20,7 +20,7 @@ OFFLINE = [name for name in registry.METRICS if not registry.resolve("metric", n
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("protocols") / "run"
     made = main(
-        ["run", "--models", "hyper-sd@1,2", "--model", "lcm@1,2", "--model", "teacher@8", "--num-prompts", "6",
+        ["run", "--models", "hyper-sd,lcm,teacher@8", "--steps", "1,2", "--num-prompts", "6",
          "--replicates", "2", "--metrics", ",".join(OFFLINE), "--baseline", "hyper-sd", "--no-timing", "--force",
          "--out", str(folder)]
     )  # fmt: skip
