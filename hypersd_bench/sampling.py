@@ -107,8 +107,14 @@ class SamplerContract:
         return self.scheduler in ("LCMScheduler", "TCDScheduler")
 
     def to_json(self) -> str:
-        """One line of JSON, for safetensors metadata and manifests."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """One line of JSON, for safetensors metadata and manifests.
+
+        Without a negative prompt it does not name one: so runs made before there was such a field go on.
+        """
+        fields = asdict(self)
+        if not self.negative_prompt:
+            del fields["negative_prompt"]
+        return json.dumps(fields, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> SamplerContract:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,12 @@ def test_contract_in_a_file_and_what_can_be_wrong_with_the_file(tmp_path: Path) 
         read_contract(path)
     with pytest.raises(InputError, match="can't read"):
         read_contract(tmp_path / "absent.safetensors")
+
+
+def test_a_negative_prompt_is_named_only_where_there_is_one() -> None:
+    """A run's fingerprint is of this text: what was made before the field was there must stay what it is."""
+    plain = lcm((4,))
+    assert "negative_prompt" not in plain.to_json()
+    guided = replace(ddim_trailing((25,)), guidance_scale=5.0, negative_prompt="blurry")
+    for contract in (plain, guided):
+        assert SamplerContract.from_json(contract.to_json()) == contract
