@@ -207,20 +207,12 @@ def _cost_table(info: MetricInfo, found: Tradeoff, answer: Cheapest) -> Table:
     from rich.table import Table
 
     table = Table(title=f"{info.label} ({info.id}, {info.unit}, {info.direction} is better)", title_justify="left")
-    headings = [
-        "model",
-        "steps",
-        "level",
-        "behind the best",
-        "ms/image",
-        "GiB",
-        *(f"front by {c}" for c in found.fronts),
-    ]
+    headings = ("model", "steps", "level", "behind the best", "ms/image", "GiB", f"front by {answer.cost}")
     for heading in headings:
         table.add_column(heading, justify="right" if heading in headings[1:6] else "left", no_wrap=True)
     digits = _digits([point.summary for point in found.points])
     losses = {(loss.model, loss.steps): loss for loss in answer.losses}
-    places = {(cost, (row.model, row.steps)): row for cost, rows in found.fronts.items() for row in rows}
+    places = {(row.model, row.steps): row for row in found.fronts[answer.cost]}
     for point in found.points:
         e, loss = point.summary.estimate, losses[point.cell]
         table.add_row(
@@ -230,7 +222,7 @@ def _cost_table(info: MetricInfo, found: Tradeoff, answer: Cheapest) -> Table:
             f"{loss.value:.{digits}f} (< {loss.upper:.{digits}f}){'' if loss.within else ' *'}",
             f"{point.latency.value:.1f}" if point.latency else "-",
             f"{point.memory.value / 2**30:.2f}" if point.memory else "-",
-            *(_place(places.get((cost, point.cell))) for cost in found.fronts),
+            _place(places.get(point.cell)),
         )
     return table
 
