@@ -1,7 +1,7 @@
 """Features that extractors made of a run's images, kept in the run directory; no torch.
 
     features/<extractor>/<model>@<steps>.npz    features (N, d) float32, sha256 (N,) of the images, fingerprint
-    features/<extractor>/reference.npz          id, features (M, d) float32 or the statistics, fingerprint
+    features/<extractor>/reference-<hash>.npz   id, features (M, d) float32 or the statistics, fingerprint
 
 A feature belongs to an image's content, not to its place: it is found again by the image's SHA-256, and only while the
 extractor's fingerprint is the same.
@@ -9,6 +9,7 @@ extractor's fingerprint is the same.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import zipfile
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hypersd_bench.contracts import ReferenceMoments
-from hypersd_bench.errors import InputError
+from hypersd_bench.errors import InputError, first_line
 
 Vector = NDArray[np.float32]
 
@@ -41,7 +42,7 @@ def features_folder(run: Path, extractor: str) -> Path:
 
 def read_features(run: Path, extractor: str, model: str, steps: int, fingerprint: str = "") -> dict[str, Vector]:
     """Features (d,) by image SHA-256; none where there is no file, or where it is of another fingerprint."""
-    saved = _load(_features_file(run, extractor, model, steps))
+    saved = _load(_features_file(run, extractor, model, steps), ("features", "sha256"))
     if saved is None or fingerprint not in ("", str(saved["fingerprint"])):
         return {}
     return dict(zip(saved["sha256"].tolist(), saved["features"], strict=True))
@@ -58,23 +59,31 @@ def write_features(
     )  # fmt: skip
 
 
-def read_reference(run: Path, extractor: str, fingerprint: str = "") -> Reference | None:
-    """The reference that an extractor's set scores are of; None where none, or one of another fingerprint, is kept."""
-    return load_reference(features_folder(run, extractor) / "reference.npz", fingerprint)
+def read_reference(run: Path, extractor: str, reference_id: str, fingerprint: str = "") -> Reference | None:
+    """A reference that an extractor's set scores are of; None where it, or one of that fingerprint, is not kept."""
+    return load_reference(_reference_file(run, extractor, reference_id), fingerprint)
+
+
+def all_references(run: Path, extractor: str) -> list[Reference]:
+    """All references that a run keeps of an extractor."""
+    paths = sorted(features_folder(run, extractor).glob("reference-*.npz"))
+    return [found for found in map(load_reference, paths) if found is not None]
 
 
 def write_reference(run: Path, extractor: str, fingerprint: str, reference: Reference) -> None:
     """Keep a reference's features beside those of the images, so that a run can be judged without the reference."""
-    save_reference(features_folder(run, extractor) / "reference.npz", fingerprint, reference)
+    save_reference(_reference_file(run, extractor, reference.id), fingerprint, reference)
 
 
 def load_reference(path: Path, fingerprint: str = "") -> Reference | None:
     """Read a kept reference; None where there is none, or one of another fingerprint."""
-    saved = _load(path)
+    saved = _load(path, ("id",))
     if saved is None or fingerprint not in ("", str(saved["fingerprint"])):
         return None
     if "features" in saved:
         return Reference(str(saved["id"]), saved["features"])
+    if not {"n", "mean", "covariance"} <= saved.keys():
+        raise _broken(path, "it holds neither features nor statistics")
     return Reference(str(saved["id"]), ReferenceMoments(int(saved["n"]), saved["mean"], saved["covariance"]))
 
 
@@ -111,12 +120,27 @@ def _features_file(run: Path, extractor: str, model: str, steps: int) -> Path:
     return features_folder(run, extractor) / f"{model.replace('/', '_')}@{steps}.npz"
 
 
-def _load(path: Path) -> dict[str, NDArray[Any]] | None:
-    """A .npz's arrays; None where there is none. Nothing pickled is read."""
+def _reference_file(run: Path, extractor: str, reference_id: str) -> Path:
+    name = hashlib.sha256(reference_id.encode()).hexdigest()[:16]
+    return features_folder(run, extractor) / f"reference-{name}.npz"
+
+
+def _load(path: Path, needed: tuple[str, ...]) -> dict[str, NDArray[Any]] | None:
+    """A .npz's arrays, those needed and ``fingerprint`` among them; None where there is none. No pickle is read."""
     try:
-        with np.load(path, allow_pickle=False) as saved:
-            return {name: saved[name] for name in saved.files}
+        with np.load(path, allow_pickle=False) as opened:
+            saved = {name: opened[name] for name in opened.files}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is broken ({error}); delete it, and score the run again") from error
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise _broken(path, first_line(error)) from error
+    absent = [name for name in (*needed, "fingerprint") if name not in saved]
+    if absent:
+        raise _broken(path, f"it holds no {', '.join(absent)}")
+    if "sha256" in needed and (saved["features"].ndim != 2 or len(saved["features"]) != len(saved["sha256"])):
+        raise _broken(path, f"features {saved['features'].shape} for {len(saved['sha256'])} images")
+    return saved
+
+
+def _broken(path: Path, why: str) -> InputError:
+    return InputError(f"{path} is broken ({why}); delete it, and score the run again")

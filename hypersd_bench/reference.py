@@ -7,6 +7,7 @@ Features of it are computed once for each extractor and kept in this machine's c
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from functools import cached_property
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,7 @@ from hypersd_bench.contracts import Extractor, ReferenceMoments
 from hypersd_bench.errors import InputError, first_line
 from hypersd_bench.features import Reference, load_reference, save_reference
 from hypersd_bench.provenance import sha256
+from hypersd_bench.store import write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,12 +75,12 @@ class FolderReference:
         listing = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
         key = hashlib.sha256(f"{self.folder.resolve()}\n{listing}".encode()).hexdigest()
         known = _cache() / "digests" / key
-        with suppress(OSError):
-            return known.read_text(encoding="ascii")
+        with suppress(OSError, ValueError):
+            if re.fullmatch("[0-9a-f]{64}", text := known.read_text(encoding="ascii")):
+                return text
         found = hashlib.sha256("".join(map(sha256, self.paths)).encode()).hexdigest()
-        with suppress(OSError):
-            known.parent.mkdir(parents=True, exist_ok=True)
-            known.write_text(found, encoding="ascii")
+        with suppress(InputError):  # it is hashed again the next time
+            write_bytes(known, found.encode("ascii"))
         return found
 
     @property
@@ -149,13 +152,13 @@ class StatisticsReference:
         try:
             with np.load(self.path, allow_pickle=False) as saved:
                 mean, covariance = (np.asarray(saved[name], np.float64) for name in ("mu", "sigma"))
-                n = int(saved["n"]) if "n" in saved else 0
+                n = int(np.asarray(saved["n"]).item()) if "n" in saved else 0
                 own = str(saved["features"]) if "features" in saved else ""
         except FileNotFoundError:
             raise InputError(f"{self.path}: no such file; a reference is a folder of images or a .npz") from None
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, BadZipFile) as error:
             raise InputError(
-                f"{self.path} holds no statistics ({first_line(error)}); they are named mu and sigma"
+                f"{self.path} holds no statistics that can be read: it must be a .npz with arrays mu and sigma"
             ) from error
         d = len(mean) if mean.ndim == 1 else 0
         if not d or covariance.shape != (d, d) or not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
@@ -235,7 +238,7 @@ def _square(picture: Picture) -> Picture:
     """The centre square."""
     height, width = picture.shape[:2]
     side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
+    top, left = round((height - side) / 2), round((width - side) / 2)  # as torchvision's center_crop
     return picture[top : top + side, left : left + side]
 
 
@@ -244,7 +247,9 @@ def _cached(name: str, digest: str, extractor: Extractor, pictures: Iterator[Pic
     from tqdm import tqdm
 
     kept = _cache() / extractor.id.replace("/", "_") / f"{digest[:32]}-{extractor.fingerprint[:32]}.npz"
-    found = load_reference(kept, extractor.fingerprint)
+    found = None
+    with suppress(InputError):  # a broken cache costs time
+        found = load_reference(kept, extractor.fingerprint)
     if found is None:
         bar = tqdm(pictures, total=total, desc=f"{extractor.id} reference", unit="image")
         features = np.concatenate([extractor(stack(batch)) for batch in _same_size(bar)])

@@ -52,7 +52,7 @@ LITE0 = Factory(
 LPIPS = Factory(
     MetricInfo(
         "agreement/lpips", "Distance to teacher (LPIPS)", "lower", "LPIPS", "pair",
-        note=f"LPIPS (AlexNet, version 0.1), teacher at its most steps, same noise; {MEANING}",
+        note=f"LPIPS (AlexNet, version 0.1, at the images' own size), teacher at its most steps, same noise; {MEANING}",
     ),
     _lpips,
     (WEIGHTS,),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from hypersd_bench.contracts import MetricInfo
-    from metrics.comparison import Comparison, Summary, View
+    from metrics.comparison import Comparison, Spread, Summary, View
     from metrics.stats import Difference
     from metrics.tradeoff import Cheapest, CostName, FrontRow, Point, Tradeoff
 
@@ -95,18 +95,22 @@ def _console() -> Console:
 
 
 def _compare(view: View, against: str | None, as_json: bool) -> None:
-    from metrics.comparison import comparisons, summaries
+    from metrics.comparison import comparisons, spreads, summaries
 
     found, levels = comparisons(view, against), summaries(view)
-    baseline = against or view.baseline
+    spread, baseline = spreads(view, found), against or view.baseline
     if as_json:
-        _echo_json(_heading(view) | {"baseline": baseline, "levels": levels, "comparisons": found})
+        _echo_json(_heading(view) | {"baseline": baseline, "levels": levels, "comparisons": found, "spreads": spread})
         return
-    _print(found, levels, baseline, view.trained_on)
+    _print(found, levels, spread, baseline, view.trained_on)
 
 
 def _print(
-    found: list[Comparison], levels: list[Summary], baseline: str, trained_on: Mapping[str, Collection[str]]
+    found: list[Comparison],
+    levels: list[Summary],
+    spreads: list[Spread],
+    baseline: str,
+    trained_on: Mapping[str, Collection[str]],
 ) -> None:
     from metrics.comparison import is_trained_on
 
@@ -117,6 +121,9 @@ def _print(
         console.print(_table(rows, differences, {model for name, model in marked if name == metric}))
         if resolution := _resolution(differences, _digits(rows)):
             console.print(resolution)
+        for spread in spreads:
+            if spread.metric == metric:
+                console.print(_spread_line(spread, _digits(rows)))
     console.print(
         f"Differences are model minus {baseline}, same prompts and noise, 95 % intervals; p is Holm-corrected over "
         f"{len(found)} comparisons."
@@ -127,8 +134,9 @@ def _print(
         if info.note:
             console.print(f"{info.id}: {info.note}.")
     for level in levels:
-        if level.missing:
-            console.print(f"{level.metric}, {level.model} at {level.steps}: {level.missing} missing: {level.reason}")
+        if level.missing or level.reason:
+            missing = f"{level.missing} missing: " if level.missing else ""
+            console.print(f"{level.metric}, {level.model} at {level.steps}: {missing}{level.reason}")
 
 
 def _table(levels: list[Summary], found: list[Comparison], marked: Collection[str]) -> Table:
@@ -164,6 +172,15 @@ def _resolution(found: Sequence[Comparison], digits: int) -> str:
     images = _span([str(n) for _, n in sizes])
     smallest = _span([f"{value:.{digits}f}" for value in known])
     return f"{images} images of {prompts} prompts: a true difference of {smallest} would be shown with 80 % power."
+
+
+def _spread_line(spread: Spread, digits: int) -> str:
+    """What more prompts or more seeds would buy."""
+    return (
+        f"Spread of differences: {spread.between:.{digits}f} between prompts, {spread.within:.{digits}f} between seeds "
+        f"of one; twice the prompts would show {spread.twice_the_prompts:.{digits}f}, twice the seeds "
+        f"{spread.twice_the_seeds:.{digits}f}."
+    )
 
 
 def _span(sorted_words: Sequence[str]) -> str:

@@ -11,6 +11,8 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
+from statistics import median
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from hypersd_bench.contracts import MetricInfo
 from hypersd_bench.errors import InputError, unknown_name
-from hypersd_bench.features import read_features, read_reference
+from hypersd_bench.features import Reference, read_features, read_reference
 from hypersd_bench.store import ImageRow, RunStore, SetScoreRow
 from metrics.replicate_cache import replicates_of
 from metrics.set_statistics import STATISTICS, PreparedReference, subset_statistic
@@ -26,11 +28,13 @@ from metrics.stats import (
     Difference,
     Estimate,
     Replicates,
+    VarianceSplit,
     clustered_mean,
     clustered_rate,
     holm,
     minimum_detectable_difference,
     paired_differences,
+    variance_split,
 )
 
 Verdict = Literal["better", "worse", "no difference shown"]
@@ -44,7 +48,10 @@ RATE = "rate"  # the unit of values in [0, 1]
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A metric's level for a model at a step count; ``missing`` images are not in it, ``reason`` says why."""
+    """A metric's level for a model at a step count; ``missing`` images are not in it, ``reason`` says why.
+
+    Where none is missing, ``reason`` says why a set metric has no interval, if it has none.
+    """
 
     metric: str
     info: MetricInfo
@@ -74,6 +81,25 @@ class Comparison:
     detectable: float = np.nan
 
 
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How a metric's paired differences spread: medians over the comparisons, in the metric's unit.
+
+    between, within: standard deviations between prompts, and between seeds of one prompt. now, twice_the_prompts,
+    twice_the_seeds, one_seed (as many images, each of another prompt): the smallest true difference that would be shown
+    with 80 % power, as ``Comparison.detectable``. num_comparisons: those with several seeds, which tell.
+    """
+
+    metric: str
+    between: float
+    within: float
+    now: float
+    twice_the_prompts: float
+    twice_the_seeds: float
+    one_seed: float
+    num_comparisons: int
+
+
 def summaries(of: RunStore | View) -> list[Summary]:
     """Every metric's level for every model and step count, in the manifest's order of metrics and models."""
     view = _view(of)
@@ -96,6 +122,17 @@ def contrasts(of: RunStore | View, pairs: Iterable[Pair]) -> list[Comparison]:
     """Compare chosen pairs, (model, baseline, steps), wherever both have scores; one that has none is left out."""
     view = _view(of)
     return _compared(view, [pair for pair in pairs if (pair[0], pair[2]) in view.images])
+
+
+def spreads(of: RunStore | View, found: Sequence[Comparison]) -> list[Spread]:
+    """The spread of each per-image metric's differences, where they have several seeds and differ at all.
+
+    found: all comparisons of the run; what could be shown is corrected over their number.
+    """
+    view = _view(of)
+    of_metrics = [(info, [c for c in found if c.metric == info.id]) for info in view.infos if info.per_image]
+    known = [_spread(view, info, of_metric, len(found)) for info, of_metric in of_metrics]
+    return [spread for spread in known if spread]
 
 
 def corrected(found: Sequence[Comparison], infos: Mapping[str, MetricInfo]) -> list[Comparison]:
@@ -229,16 +266,21 @@ class View:
             row, has_all = self.set_score(info.id, cell), set(self.feature_keys(info, cell)).issuperset(keys)
             reference = self._reference(info, cell, row.reference) if row and keys and has_all else None
             self._known_replicates[known] = (
-                _replicates(info.statistic, self.features(info, cell), keys, reference) if reference else None
+                _replicates(info, self.features(info, cell), keys, reference) if reference else None
             )
         return self._known_replicates[known]
+
+    def kept_reference(self, info: MetricInfo, cell: Cell) -> Reference | None:
+        """The reference that the configuration's run keeps for a set metric; None where there is none."""
+        store, _ = self.origin(cell)
+        row = self.set_score(info.id, cell)
+        fingerprint = str(store.manifest.get("extractors", {}).get(info.features, ""))
+        return read_reference(store.folder, info.features, row.reference, fingerprint) if row else None
 
     def _reference(self, info: MetricInfo, cell: Cell, reference_id: str) -> PreparedReference | None:
         known = (info.features, reference_id)
         if known not in self._references:
-            store, _ = self.origin(cell)
-            fingerprint = str(store.manifest.get("extractors", {}).get(info.features, ""))
-            kept = read_reference(store.folder, info.features, fingerprint)
+            kept = self.kept_reference(info, cell)
             if kept is None or kept.id != reference_id:
                 return None
             self._references[known] = PreparedReference(kept.values)
@@ -253,6 +295,11 @@ class View:
     def _read_images(self, i: int, store: RunStore, steps: Collection[int]) -> None:
         found: dict[Cell, list[ImageRow]] = defaultdict(list)
         for row in store.images():
+            if row.model not in self._labels[i]:
+                raise InputError(
+                    f"{store.folder} has images of {row.model!r}, a model that run.json does not name; put back the "
+                    "run.json that they were made with, or run into another folder"
+                )
             if not steps or row.steps in steps:
                 found[self._labels[i][row.model], row.steps].append(row)
         self.images |= found
@@ -285,15 +332,16 @@ def _labels(stores: Sequence[RunStore]) -> list[dict[str, str]]:
 def _require_pairing(view: View) -> None:
     """Raise InputError where values of two runs can't be set side by side."""
     first, *others = view.stores
-    for i, other in enumerate(others, 1):
+    for other in others:
         seeds = [store.manifest["spec"].get("seed") for store in (first, other)]
         if seeds[0] != seeds[1]:
             raise InputError(
                 f"{first.folder} is of seed {seeds[0]}, {other.folder} of {seeds[1]}: other noise doesn't pair; "
                 "compare each alone, or run one again with the other's seed"
             )
-        for info in view.infos:
-            _require_same_protocol(view, info, i)
+    for info in view.infos:
+        for runs in combinations(range(len(view.stores)), 2):  # any two: the first may lack the metric
+            _require_same_protocol(view, info, runs)
     _require_same_prompts(view)
 
 
@@ -316,9 +364,8 @@ def _require_same_prompts(view: View) -> None:
                 )
 
 
-def _require_same_protocol(view: View, info: MetricInfo, other: int) -> None:
-    """Raise InputError where the first run and another are scored by one metric in two ways."""
-    runs = (0, other)
+def _require_same_protocol(view: View, info: MetricInfo, runs: tuple[int, int]) -> None:
+    """Raise InputError where two runs are scored by one metric in two ways."""
     if not all(info.id in view.asked[run] for run in runs):
         return
     weights = [str(view.stores[run].manifest.get("extractors", {}).get(info.features, "")) for run in runs]
@@ -336,7 +383,7 @@ def _require_same_protocol(view: View, info: MetricInfo, other: int) -> None:
     for what, found in of_two.items():
         if len(found) > 1:
             raise InputError(
-                f"{info.id}: {view.stores[0].folder} and {view.stores[other].folder} are scored with another {what} "
+                f"{info.id}: {_listed(view.stores[run].folder for run in runs)} are scored with another {what} "
                 f"({_listed(one[:40] for one in sorted(found))}): such numbers are never compared; score both again "
                 "with hypersd-bench score, or leave the metric out with --metrics"
             )
@@ -356,15 +403,35 @@ def _summary(view: View, info: MetricInfo, cell: Cell) -> Summary:
     defects = [image.defect for image in view.images[cell] if image.defect]
     missing = num_images - row.num_images  # images newer than the score are missing too
     reason = _counted(defects + [""] * (missing - len(defects)))
-    return Summary(info.id, info, *cell, _set_estimate(view, info, cell, row, row.value), missing, reason)
+    estimate, why = _set_estimate(view, info, cell, row, row.value)
+    return Summary(info.id, info, *cell, estimate, missing, reason or why)
 
 
-def _set_estimate(view: View, info: MetricInfo, cell: Cell, row: SetScoreRow, value: float) -> Estimate:
-    """The statistic with its jackknife interval; without the features that it is of, the recorded value without one."""
+def _set_estimate(view: View, info: MetricInfo, cell: Cell, row: SetScoreRow, value: float) -> tuple[Estimate, str]:
+    """The statistic with its jackknife interval; else the recorded value without one, and why."""
     found = view.replicates(info, cell)
-    if found is None or found.n != row.num_images:
-        return Estimate(value, np.nan, np.nan, row.num_images, len({image.prompt_id for image in view.images[cell]}))
-    return found.estimate()
+    if found is None:
+        why = _why_no_replicates(view, info, cell, row)
+    elif found.n != row.num_images:
+        why = f"features of {found.n} images are kept, the score is of {row.num_images}; score again"
+    else:
+        estimate = found.estimate()
+        return estimate, "no interval: too few prompts" if np.isnan(estimate.low) else ""
+    num_prompts = len({image.prompt_id for image in view.images[cell]})
+    return Estimate(value, np.nan, np.nan, row.num_images, num_prompts), f"no interval: {why}"
+
+
+def _why_no_replicates(view: View, info: MetricInfo, cell: Cell, row: SetScoreRow) -> str:
+    if not info.features or info.statistic not in STATISTICS:
+        return "the metric is no statistic of kept features"
+    if not view.feature_keys(info, cell):
+        return "the run keeps no features of these images and weights; score again"
+    kept = view.kept_reference(info, cell)
+    if kept is None:
+        return "the run keeps no reference's features of these weights; score again"
+    if kept.id != row.reference:
+        return "the run keeps another reference's features; score again"
+    return "the reference is kept as mean and covariance alone, which this statistic is not computed from"
 
 
 def _compared(view: View, pairs: Sequence[Pair]) -> list[Comparison]:
@@ -393,6 +460,37 @@ def differences(view: View, info: MetricInfo, pairs: Sequence[CellPair]) -> list
             if difference is not None:
                 found[pair] = difference
     return [found.get(pair) for pair in pairs]
+
+
+def _spread(view: View, info: MetricInfo, found: Sequence[Comparison], num_comparisons: int) -> Spread | None:
+    """The median split over a metric's comparisons; None where no prompt has two seeds, or nothing differs."""
+    values = {cell: view.values(info.id, cell) for c in found for cell in ((c.model, c.steps), (c.baseline, c.steps))}
+    splits = []
+    for c in found:
+        a, b = values[c.model, c.steps], values[c.baseline, c.steps]
+        keys = sorted(a.keys() & b.keys())
+        split = variance_split([a[key] - b[key] for key in keys], [prompt for prompt, _ in keys])
+        if not np.isnan(split.between):
+            splits.append(split)
+    if not splits:
+        return None
+    between, within = median(s.between for s in splits), median(s.within for s in splits)
+    if between + within == 0:
+        return None
+    prompts, seeds = median(s.num_clusters for s in splits), median(s.n / s.num_clusters for s in splits)
+    payoff = VarianceSplit(between, within, splits[0].num_clusters, splits[0].n).payoff(prompts, seeds)
+
+    def shown(variance: float) -> float:
+        return _detectable(variance**0.5, num_comparisons)
+
+    return Spread(
+        info.id, between**0.5, within**0.5,
+        now=shown(payoff.now),
+        twice_the_prompts=shown(payoff.twice_the_prompts),
+        twice_the_seeds=shown(payoff.twice_the_seeds),
+        one_seed=shown(payoff.one_seed),
+        num_comparisons=len(splits),
+    )  # fmt: skip
 
 
 def _image_differences(view: View, info: MetricInfo, pairs: Sequence[CellPair]) -> dict[CellPair, Difference]:
@@ -428,12 +526,12 @@ def _set_difference(view: View, info: MetricInfo, cell: Cell, baseline: Cell) ->
 
 
 def _replicates(
-    statistic: str, features: Mapping[Key, NDArray[np.float32]], keys: Sequence[Key], reference: PreparedReference
+    info: MetricInfo, features: Mapping[Key, NDArray[np.float32]], keys: Sequence[Key], reference: PreparedReference
 ) -> Replicates:
     x, clusters = np.stack([features[key] for key in keys]), [prompt for prompt, _ in keys]
-    content = hashlib.sha256(f"1\n{statistic}\n{reference.digest}\n{clusters}\n{x.shape}\n".encode())
+    content = hashlib.sha256(f"{info.statistic} {info.version}\n{reference.digest}\n{clusters}\n{x.shape}\n".encode())
     content.update(np.ascontiguousarray(x).data)
-    return replicates_of(content.hexdigest(), lambda: subset_statistic(statistic, x, reference), clusters)
+    return replicates_of(content.hexdigest(), lambda: subset_statistic(info.statistic, x, reference), clusters)
 
 
 def _detectable(error: float, num_comparisons: int) -> float:

@@ -53,7 +53,7 @@ LITE0 = Factory(
 LPIPS = Factory(
     MetricInfo(
         "diversity/lpips", "Diversity (LPIPS)", "higher", "LPIPS", "prompt",
-        note=f"mean LPIPS (AlexNet, version 0.1) to the prompt's other images; {CEILING}",
+        note=f"mean LPIPS (AlexNet, version 0.1, at the images' own size) to the prompt's other images; {CEILING}",
     ),
     _lpips,
     (WEIGHTS,),

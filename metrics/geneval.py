@@ -1,7 +1,8 @@
 """GenEval (Ghosh et al. 2310.11513): whether a detector finds what the prompt names, so many, so placed, so coloured.
 
 The rules are those of the authors' evaluation code (djghosh13/geneval), written anew over any detector; overlapping
-boxes are kept, as by its defaults. Reported is the mean over its six tasks (``macro_mean``), not over images.
+boxes are kept, as by its defaults. Its table has the mean over six tasks (``macro_mean``); a run's level is the mean
+over images.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ FID_TORCHMETRICS = _row(
 PATCH_FID_CLEAN = _row(
     "patch-fid/clean", "Patch FID", "frechet", inception.PATCH,
     f"DMD2's: the centre of 299 px without resize, {TF_SCALE}, Inception-v3 of 2015-12-05; the reference is cropped "
-    f"alike; {BIAS}",
+    f"alike, photos smaller than that resized as by clean-fid; {BIAS}",
     min_size=inception.SIZE,
 )  # fmt: skip
 KID_LITE0 = _row("kid/lite0", "KID (lite0)", "kid", lite0.LITE0, f"{KID}; {LITE0}; not published KID")

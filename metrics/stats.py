@@ -292,7 +292,7 @@ class VarianceSplit:
     num_clusters: int
     n: int
 
-    def variance_of_mean(self, prompts: int, seeds: float) -> float:
+    def variance_of_mean(self, prompts: float, seeds: float) -> float:
         """Variance of the mean over this many prompts, each with this many seeds: between / P + within / (P S)."""
         return (self.between + self.within / seeds) / prompts
 
@@ -300,8 +300,11 @@ class VarianceSplit:
         """Standard deviation of a prompt's mean over this many seeds: what the power of n prompts depends on."""
         return float(np.sqrt(self.between + self.within / seeds))
 
-    def payoff(self, prompts: int, seeds: int) -> Payoff:
-        """What more prompts or more seeds would buy; at an equal number of images, prompts never buy less."""
+    def payoff(self, prompts: float, seeds: float) -> Payoff:
+        """What more prompts or more seeds would buy; at an equal number of images, prompts never buy less.
+
+        seeds: of a prompt, their mean number where it is not the same for all.
+        """
         return Payoff(
             self.variance_of_mean(prompts, seeds),
             self.variance_of_mean(2 * prompts, seeds),

@@ -95,7 +95,7 @@ def _effects(given: Sequence[str], metrics: Sequence[str]) -> dict[str, float]:
         except ValueError:
             effect = 0.0
         if not 0 < effect < float("inf"):
-            raise InputError(f"--effect {text}: give a difference above 0, as 0.1 or {metrics[0]}=0.1")
+            raise InputError(f"--effect {text}: give a difference above 0, as 0.1 or clip-score/vit-b-32=0.1")
         found |= {name: effect} if name else dict.fromkeys(metrics, effect)
     return found
 

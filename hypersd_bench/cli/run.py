@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hypersd_bench import registry
 from hypersd_bench.cli.quiet import debugging
 from hypersd_bench.errors import InputError
 
@@ -148,7 +149,8 @@ def score(folder: Path, metrics: str | None, reference: Path | None, device: str
 
     store = RunStore.open(folder)
     own = [entry["id"] for entry in store.manifest["metrics"]]
-    ids = split_names(metrics) or own
+    gone = [] if metrics else [name for name in own if name not in registry.rows("metric")]
+    ids = list(dict.fromkeys(split_names(metrics) or [name for name in own if name not in gone]))
     added = [asdict(info) for info in metric_infos(ids) if info.id not in own]
     spec = store.manifest["spec"]
     if reference:
@@ -156,10 +158,13 @@ def score(folder: Path, metrics: str | None, reference: Path | None, device: str
         spec["reference"] = str(reference.resolve())  # the run's from now on: its set scores are all of one reference
     own_reference = Path(spec["reference"]) if spec.get("reference") else None
     scenes = draw_scenes(model.get("pipeline", "") for model in store.manifest["models"])
-    failed = score_run(store, ids, choose_device(device), open_reference(own_reference, scenes))
+    chosen, compared_with = choose_device(device), open_reference(own_reference, scenes)
     if added or reference:
         store.manifest["metrics"] += added
         write_json(folder / "run.json", store.manifest)
+    failed = score_run(store, ids, chosen, compared_with)
+    for name in gone:
+        click.echo(f"left as it is: {name}: no such metric is installed (see: hypersd-bench list metrics)", err=True)
     for metric, reason in failed.items():
         click.echo(f"not scored: {metric}: {reason}", err=True)
     if as_json:

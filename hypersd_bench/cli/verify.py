@@ -18,7 +18,7 @@ SHOWN = 20  # findings; --json has all
 @click.command()
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--prompts", type=click.IntRange(1), help="Score only N prompts again; every file is hashed.")
-@click.option("--reference", type=click.Path(path_type=Path), help="The reference's images, where RUN keeps none.")
+@click.option("--reference", type=click.Path(path_type=Path), help="The reference's images, to check it too.")
 @click.option("--device", help="cpu, cuda; the best there is by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
 def verify(folder: Path, prompts: int | None, reference: Path | None, device: str | None, as_json: bool) -> None:
@@ -53,4 +53,6 @@ def _tell(folder: Path, found: Verification) -> None:
     if found.findings and found.packages:
         listed = ", ".join(f"{name} {change}" for name, change in found.packages.items())
         click.echo(f"other packages here than where it was made: {listed}")
-    click.echo(f"{folder} holds what it says" if found.holds else f"{folder} does not hold what it says")
+    checked = "" if not found.unchecked else ", as far as it was checked"
+    checked = checked if found.values else "; no score could be checked"
+    click.echo(f"{folder} holds what it says{checked}" if found.holds else f"{folder} does not hold what it says")

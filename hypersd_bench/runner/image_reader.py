@@ -74,4 +74,4 @@ def _read(folder: Path, row: ImageRow) -> Picture:
     try:
         return read_picture(folder / row.file)
     except InputError as error:
-        raise InputError(f"{error}, and run again: it is made anew") from error
+        raise InputError(f"{error}, or have hypersd-bench run make it anew") from error

@@ -40,8 +40,7 @@ def score_run(
     scores the canaries as it did, and InputError for images that can't be compared.
     """
     _require_one_text_per_prompt(store)
-    factories = [registry.resolve("metric", metric_id) for metric_id in metric_ids]
-    _forget_other_versions(store, [factory.info for factory in factories])
+    factories = [registry.resolve("metric", metric_id) for metric_id in dict.fromkeys(metric_ids)]
     book, context = ScoreBook(store), MetricContext(device)
     pixel_tasks: list[PixelTask] = []
     feature_tasks: list[FeatureTask] = []
@@ -49,6 +48,7 @@ def score_run(
     with exact_arithmetic():
         metrics = _built(book, factories, context, reference)
         check_canaries(store, metrics, device)
+        _forget_other_versions(store, [metric.info for metric in metrics])  # of what scores now alone
         _forget_other_weights(store, metrics)
         for metric in metrics:
             too_small = _too_small(book, metric.info)
@@ -136,14 +136,23 @@ def _forget_other_weights(store: RunStore, metrics: Sequence[Any]) -> None:
     """Remove what was scored from the features of other weights or another preprocessing; record what scores now."""
     known: dict[str, str] = store.manifest.get("extractors", {})
     found = {metric.extractor.id: metric.extractor.fingerprint for metric in metrics if metric.info.features}
-    for metric in metrics:
-        name = metric.info.features
-        if name and known.get(name, found[name]) != found[name]:
-            store.forget_scores(metric.info.id)
-            forget_features(store.folder, name)
+    changed = {name for name, fingerprint in found.items() if known.get(name, fingerprint) != fingerprint}
+    for metric_id in store.scored_metrics() if changed else ():
+        if _features_of(store, metric_id) in changed:  # of those that are not asked for now, too
+            store.forget_scores(metric_id)
+    for name in changed:
+        forget_features(store.folder, name)
     if known != known | found:
         store.manifest["extractors"] = known | found
         write_json(store.folder / "run.json", store.manifest)
+
+
+def _features_of(store: RunStore, metric_id: str) -> str:
+    """Which features a metric of the ledger is of; empty for none, or where nobody knows it any more."""
+    if metric_id in registry.rows("metric"):
+        return str(registry.resolve("metric", metric_id).info.features)
+    entries = store.manifest["metrics"]
+    return next((str(entry.get("features", "")) for entry in entries if entry["id"] == metric_id), "")
 
 
 def _too_small(book: ScoreBook, info: MetricInfo) -> set[int]:

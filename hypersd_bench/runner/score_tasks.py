@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hypersd_bench.contracts import Extractor, FeatureMetric, ImageMetric, PromptMetric
+from hypersd_bench.errors import InputError
 from hypersd_bench.features import read_features, write_features
 from hypersd_bench.runner.score_book import ScoreBook, sound
 from hypersd_bench.store import ImageRow, RunStore
 
+Refuse = Callable[[Sequence[ImageRow], str], None]
 SAVE_EVERY = 2048  # images whose features a kill -9 may cost
 
 
@@ -24,33 +26,51 @@ class PixelTask:
     """A metric that reads images.
 
     wants: ids of the images it needs. take: what it does with some of them, (N, 3, H, W) uint8, whole prompts at once.
+    refuse: what it does with images that its protocol does not allow, and why.
     """
 
     wants: set[int]
     take: Callable[[Sequence[ImageRow], Tensor], None]
+    refuse: Refuse
 
     def take_wanted(self, rows: Sequence[ImageRow], images: Tensor) -> None:
         """Take what is wanted of some images."""
         mine = [i for i, row in enumerate(rows) if row.key_id in self.wants]
         if mine:
-            self.take([rows[i] for i in mine], images[mine])
+            try:
+                self.take([rows[i] for i in mine], images[mine])
+            except InputError as error:  # the other metrics go on
+                self.refuse([rows[i] for i in mine], str(error))
 
 
 @dataclass(frozen=True)
 class FeatureTask:
     """A metric that reads an extractor's features.
 
-    take: what it does with the images of a model and step count that it wants, and their features (N, d).
+    take: what it does with the images of a model and step count that it wants, and their features (N, d). refuse: with
+    images that have none, or that its protocol does not allow. whole: whether it takes all images of those or none.
     """
 
+    metric: str
     extractor: Extractor
     wants: set[int]
     take: Callable[[Sequence[ImageRow], NDArray[np.float32]], None]
+    refuse: Refuse = lambda rows, reason: None
+    whole: bool = True
 
     def take_group(self, rows: Sequence[ImageRow], features: Features) -> None:
         """Take what is wanted of a model and step count."""
         mine = [row for row in rows if row.key_id in self.wants]
-        self.take(mine, features.of(mine))
+        refused = [row for row in mine if row.sha256 in features.refused]
+        if refused:
+            reason = features.refused[refused[0].sha256]
+            self.refuse(mine if self.whole else refused, reason)
+            mine = [] if self.whole else [row for row in mine if row.sha256 not in features.refused]
+        if mine:
+            try:
+                self.take(mine, features.of(mine))
+            except InputError as error:  # the other metrics go on
+                self.refuse(mine, str(error))
 
 
 class Features:
@@ -62,6 +82,7 @@ class Features:
         self._cell = rows[0].model, rows[0].steps
         self._known = read_features(store.folder, extractor.id, *self._cell, extractor.fingerprint)
         self._missing = {row.sha256 for row in rows} - self._known.keys()
+        self.refused: dict[str, str] = {}  # why the extractor takes no such image, by SHA-256
         self._unsaved = 0
 
     def lacks(self, row: ImageRow) -> bool:
@@ -73,8 +94,12 @@ class Features:
         new = {row.sha256: i for i, row in enumerate(rows) if row.sha256 in self._missing}
         if not new:
             return
-        self._known |= zip(new, self._extractor(images[list(new.values())]), strict=True)
         self._missing -= new.keys()
+        try:
+            self._known |= zip(new, self._extractor(images[list(new.values())]), strict=True)
+        except InputError as error:  # the other metrics go on
+            self.refused |= dict.fromkeys(new, str(error))
+            return
         self._unsaved += len(new)
         if self._unsaved >= SAVE_EVERY:
             self.save()
@@ -96,7 +121,7 @@ def image_task(book: ScoreBook, metric: ImageMetric, left_out: set[int]) -> Pixe
     def take(rows: Sequence[ImageRow], pixels: Tensor) -> None:
         book.values(metric.info.id, rows, metric.score(pixels, [row.prompt for row in rows]))
 
-    return PixelTask(_unscored(book, metric.info.id, left_out), take)
+    return PixelTask(_unscored(book, metric.info.id, left_out), take, _refuser(book, metric.info.id))
 
 
 def feature_task(book: ScoreBook, metric: FeatureMetric, left_out: set[int]) -> FeatureTask:
@@ -105,7 +130,9 @@ def feature_task(book: ScoreBook, metric: FeatureMetric, left_out: set[int]) -> 
     def take(rows: Sequence[ImageRow], features: NDArray[np.float32]) -> None:
         book.values(metric.info.id, rows, metric.score_features(features, [row.prompt for row in rows]))
 
-    return FeatureTask(metric.extractor, _unscored(book, metric.info.id, left_out), take)
+    name = metric.info.id
+    wants = _unscored(book, name, left_out)
+    return FeatureTask(name, metric.extractor, wants, take, _refuser(book, name), whole=False)
 
 
 def prompt_task(book: ScoreBook, metric: PromptMetric, left_out: set[int]) -> PixelTask:
@@ -130,7 +157,17 @@ def prompt_task(book: ScoreBook, metric: PromptMetric, left_out: set[int]) -> Pi
             values = metric.score_group(pixels[group], rows[group[0]].prompt)
             book.values(name, [rows[i] for i in group], values)
 
-    return PixelTask({row.key_id for rows in todo for row in rows}, take)
+    return PixelTask({row.key_id for rows in todo for row in rows}, take, _refuser(book, name))
+
+
+def _refuser(book: ScoreBook, metric_id: str) -> Refuse:
+    """Enters images that a metric does not allow as missing."""
+
+    def refuse(rows: Sequence[ImageRow], reason: str) -> None:
+        book.reasons(metric_id, {row.key_id: reason for row in rows})
+        book.fail(metric_id, f"{rows[0].file}: {reason}")
+
+    return refuse
 
 
 def record_defects(book: ScoreBook, metric_id: str) -> None:

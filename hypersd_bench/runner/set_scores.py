@@ -8,9 +8,11 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from hypersd_bench.contracts import SetMetric
-from hypersd_bench.features import read_reference, write_reference
-from hypersd_bench.reference import ReferenceSet
+from hypersd_bench.contracts import ReferenceMoments, SetMetric
+from hypersd_bench.errors import InputError
+from hypersd_bench.features import Reference, read_reference, write_reference
+from hypersd_bench.reference import ReferenceSet, stack
+from hypersd_bench.runner.canaries import enlarged
 from hypersd_bench.runner.score_book import ScoreBook, sound
 from hypersd_bench.runner.score_tasks import FeatureTask
 from hypersd_bench.store import ImageRow, SetScoreRow
@@ -28,12 +30,12 @@ def set_task(book: ScoreBook, metric: SetMetric, reference_set: ReferenceSet, le
     have = {} if renewed else {(row.model, row.steps): row.num_images for row in scored}
     todo = [rows for rows in groups if have.get(rows[0].key[:2]) != len(rows)]
     if not todo:
-        return FeatureTask(extractor, set(), lambda rows, features: None)
-    kept = read_reference(store.folder, extractor.id, extractor.fingerprint)
-    if kept is None or kept.id != reference_set.id:
-        kept = reference_set.features(extractor)
-        write_reference(store.folder, extractor.id, extractor.fingerprint, kept)
-    reference = kept
+        return FeatureTask(info.id, extractor, set(), lambda rows, features: None)
+    kept = read_reference(store.folder, extractor.id, reference_set.id, extractor.fingerprint)
+    reference = kept or reference_set.features(extractor)
+    _require_fit(metric, reference)
+    if kept is None:
+        write_reference(store.folder, extractor.id, extractor.fingerprint, reference)
     if renewed:
         store.forget_scores(info.id)
 
@@ -54,4 +56,21 @@ def set_task(book: ScoreBook, metric: SetMetric, reference_set: ReferenceSet, le
             missing(rows, f"{len(rows)} sound images; {info.id} needs at least {info.min_images}")
         else:
             wants |= {row.key_id for row in rows}
-    return FeatureTask(extractor, wants, take)
+    return FeatureTask(info.id, extractor, wants, take, missing)
+
+
+def _require_fit(metric: SetMetric, reference: Reference) -> None:
+    """Raise InputError for a reference that says nothing to a metric, before a value of another one is given up."""
+    info, values = metric.info, reference.values
+    if not isinstance(values, ReferenceMoments):
+        if len(values) < info.min_images:
+            raise InputError(f"reference {reference.id} has {len(values)} images; {info.id} needs {info.min_images} or "
+                             "more")  # fmt: skip
+        return
+    if info.statistic not in ("", "frechet"):
+        raise InputError(f"{info.id} needs the reference's own images; statistics alone hold no features: give "
+                         "--reference FOLDER")  # fmt: skip
+    dimensions = metric.extractor(stack([enlarged("scene", info.min_size)])).shape[1]
+    if len(values.mean) != dimensions:
+        raise InputError(f"reference {reference.id} is of {len(values.mean)} dimensions, {info.features} has "
+                         f"{dimensions}: it is of another network")  # fmt: skip

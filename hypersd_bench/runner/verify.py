@@ -19,21 +19,23 @@ from tqdm import tqdm
 from hypersd_bench import registry
 from hypersd_bench.contracts import Extractor, MetricContext, MetricInfo
 from hypersd_bench.errors import InputError
-from hypersd_bench.features import Reference, read_features, read_reference
+from hypersd_bench.features import Reference, all_references, read_features, read_reference
 from hypersd_bench.provenance import PACKAGES, collect, sha256
-from hypersd_bench.reference import ReferenceSet
+from hypersd_bench.reference import ReferenceSet, read_picture
 from hypersd_bench.runner.canaries import TOLERANCE, alike
+from hypersd_bench.runner.maker import find_defect
 from hypersd_bench.runner.score import score_run
 from hypersd_bench.seeding import image_seed
 from hypersd_bench.store import ImageRow, RunStore, SetScoreRow
 
+MEAN_TOLERANCE = 2e-4  # of the largest value, for a configuration's mean: what devices differ by has no direction
 DISTANCE_TOLERANCE = 1e-5  # relative; the same features give the same distance but for the order of sums
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as the run says. kind: ``file``, ``seed``, ``score``, ``features``, ``set score`` or
-    ``canaries``; name: what of; worst: the largest difference where ``count`` differ.
+    """Something that is not as the run says. kind: ``file``, ``defect``, ``seed``, ``score``, ``features``,
+    ``reference``, ``set score`` or ``canaries``; name: what of; worst: the largest difference where ``count`` differ.
     """
 
     kind: str
@@ -73,9 +75,9 @@ class KeptReference:
 
     def features(self, extractor: Extractor) -> Reference:
         """What the run keeps for an extractor; InputError where that is nothing, or of other weights."""
-        found = read_reference(self.run, extractor.id, extractor.fingerprint)
+        found = read_reference(self.run, extractor.id, self.id, extractor.fingerprint)
         if found is None:
-            other = read_reference(self.run, extractor.id)
+            other = read_reference(self.run, extractor.id, self.id)
             why = "was made with other weights or preprocessing" if other else "is not in the run"
             raise InputError(f"the reference's {extractor.id} {why}; give --reference FOLDER of its images")
         return Reference(self.id, found.values)
@@ -91,9 +93,9 @@ def verify_run(
     ids = sorted({row.prompt_id for row in sound})
     chosen = set(ids if num_prompts is None else random.Random(0).sample(ids, min(num_prompts, len(ids))))
     rows = [row for row in sound if row.prompt_id in chosen]
-    found.prompts = len(chosen)
     infos = _checkable(store, found)
     if rows and infos:
+        found.prompts = len(chosen)
         with tempfile.TemporaryDirectory(prefix="hypersd-bench-verify-") as scratch:
             again = _scratch_run(store, Path(scratch) / "run", rows)
             kept = reference or _kept_reference(store)
@@ -116,6 +118,8 @@ def _check_files(store: RunStore, found: Verification) -> list[ImageRow]:
         got = sha256(path) if path.is_file() else "missing"
         if got == row.sha256:
             intact.append(row)
+            if row.defect != "non-finite" and (defect := find_defect(read_picture(path))) != row.defect:
+                found.findings.append(Finding("defect", row.file, row.defect or "none", defect or "none"))
         else:
             found.findings.append(Finding("file", row.file, row.sha256[:12], got[:12]))
     found.images = len(rows)
@@ -179,10 +183,24 @@ def _compare_scores(store: RunStore, again: RunStore, info: MetricInfo, found: V
     recorded, now = _by_key(store, info.id), _by_key(again, info.id)
     keys = sorted(recorded.keys() & now.keys())
     found.values[info.id] = len(keys)
+    mine = {row.key for row in again.images()}
+    for only, has, lacks in ((now.keys() - recorded.keys(), "no value", "a value"),
+                             ((recorded.keys() & mine) - now.keys(), "a value", "no value")):  # fmt: skip
+        if only:
+            model, steps, prompt, replicate = min(only)
+            name = f"{info.id} of {model}@{steps}, {prompt}, {replicate}"
+            found.findings.append(Finding("score", name, has, lacks, len(only)))
     if not keys:
         return
     a, b = np.array([recorded[key] for key in keys]), np.array([now[key] for key in keys])
     differs = np.abs(a - b) > TOLERANCE * max(1e-6, float(np.abs(a).max()))
+    for cell in dict.fromkeys(key[:2] for key in keys):
+        mine_only = np.array([key[:2] == cell for key in keys])
+        shift = float(np.abs((b - a)[mine_only].mean()))
+        if shift > MEAN_TOLERANCE * max(1e-6, float(np.abs(a).max())) and not differs[mine_only].any():
+            name = f"{info.id}, mean of {cell[0]}@{cell[1]}"
+            was, is_now = (f"{values[mine_only].mean():.6g}" for values in (a, b))
+            found.findings.append(Finding("score", name, was, is_now, int(mine_only.sum())))
     if differs.any():
         worst = int(np.argmax(np.abs(a - b)))
         model, steps, prompt, replicate = keys[worst]
@@ -199,11 +217,11 @@ def _by_key(store: RunStore, metric: str) -> dict[tuple[str, int, str, int], flo
 def _compare_sets(store: RunStore, again: RunStore, info: MetricInfo, found: Verification) -> None:
     """Compare kept features with those extracted again, and the recorded value with that of the kept features."""
     metric = registry.resolve("metric", info.id)(MetricContext())
-    reference = read_reference(store.folder, info.features)
     for row in store.set_scores():
         if row.metric != info.id or row.value is None:
             continue
         name = f"{info.id} of {row.model}@{row.steps}"
+        reference = _checked_reference(store, again, info, row, name, found)
         kept = read_features(store.folder, info.features, row.model, row.steps)
         _compare_features(kept, read_features(again.folder, info.features, row.model, row.steps), name, found)
         value = _value(metric, kept, reference, store, row)
@@ -213,6 +231,24 @@ def _compare_sets(store: RunStore, again: RunStore, info: MetricInfo, found: Ver
         found.values[info.id] = found.values.get(info.id, 0) + 1
         if abs(value - row.value) > DISTANCE_TOLERANCE * max(1.0, abs(row.value)):
             found.findings.append(Finding("set score", name, f"{row.value:.6g}", f"{value:.6g}"))
+
+
+def _checked_reference(
+    store: RunStore, again: RunStore, info: MetricInfo, row: SetScoreRow, name: str, found: Verification
+) -> Reference | None:
+    """The reference that a value is of: extracted again where its images were given, else the run's own copy."""
+    kept = read_reference(store.folder, info.features, row.reference)
+    given = next(iter(all_references(again.folder, info.features)), None)
+    if given is None:
+        return kept
+    if given.id.rpartition("-")[2] != row.reference.rpartition("-")[2]:  # of its content; a folder may be renamed
+        found.findings.append(Finding("reference", name, row.reference, given.id))
+        return kept
+    if kept is not None and isinstance(kept.values, np.ndarray) and isinstance(given.values, np.ndarray):
+        same = kept.values.shape == given.values.shape
+        if not same or not np.allclose(kept.values, given.values, rtol=0, atol=TOLERANCE * np.abs(given.values).max()):
+            found.findings.append(Finding("reference", name, "the kept features", "others, of the same images"))
+    return Reference(row.reference, given.values)
 
 
 def _compare_features(kept: Mapping[str, Any], now: Mapping[str, Any], name: str, found: Verification) -> None:
@@ -247,7 +283,7 @@ def _compare_canaries(store: RunStore, again: RunStore, found: Verification) -> 
 
 
 def _other_packages(manifest: Mapping[str, Any], device: str) -> dict[str, str]:
-    recorded, here = manifest["provenance"]["packages"], collect(device).packages
+    recorded, here = manifest.get("provenance", {}).get("packages", {}), collect(device).packages
     return {
         name: f"{recorded.get(name, 'absent')} -> {here.get(name, 'absent')}"
         for name in dict.fromkeys((*PACKAGES, *recorded))

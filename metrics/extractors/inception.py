@@ -13,7 +13,6 @@ import numpy as np
 
 from hypersd_bench.contracts import MetricContext
 from hypersd_bench.download import OwnerFile
-from hypersd_bench.errors import InputError
 from metrics.extractors.network import NetworkExtractor, Source, file_fingerprint
 from metrics.factory import Package
 from metrics.weights import WebFile, loading
@@ -79,12 +78,11 @@ def clean_512_input(images: Tensor) -> Tensor:
 
 
 def patch_input(images: Tensor) -> Tensor:
-    """DMD2's patch FID: the centre of 299 pixels as it is; raises InputError for smaller images."""
+    """DMD2's patch FID: the centre of 299 pixels as it is; a smaller photo of the reference is resized, as there."""
     from torchvision.transforms.functional import center_crop
 
-    height, width = images.shape[-2:]
-    if min(height, width) < SIZE:
-        raise InputError(f"inception/patch needs images of {SIZE} pixels or more, these have {width}x{height}")
+    if min(images.shape[-2:]) < SIZE:
+        return clean_input(images)
     cropped: Tensor = center_crop(images, [SIZE, SIZE])
     return (cropped.float() - 128) / 128
 

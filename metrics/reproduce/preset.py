@@ -45,8 +45,10 @@ class Protocol(_Strict):
 
     prompts_listed: whether the very list of prompts is published, and is the run's. prompts_file: how to get that list
     where it has to be given with ``--prompts``. prompts_sha256: of its ids and texts (``PromptSet.sha256``). count:
-    images of each model; None: unknown. reference_features: what the source's statistics of its reference, a .npz file,
-    are of. unstated: what the source does not say. differs: what the source does and our run does not.
+    images of each model; None: unknown. pixels: width and height of the images. reference_count: images of the
+    reference; None: unknown, or the reference is statistics. reference_features: what the source's statistics of its
+    reference, a .npz file, are of. unstated: what the source does not say. differs: what the source does and our run
+    does not.
     """
 
     prompts: str
@@ -55,9 +57,11 @@ class Protocol(_Strict):
     prompts_sha256: str = ""
     count: int | None = Field(ge=1)
     resolution: str
+    pixels: int = Field(ge=1)
     sampler: str
     guidance: str
     reference: str = ""
+    reference_count: int | None = Field(None, ge=1)
     reference_features: str = ""
     unstated: tuple[str, ...]
     differs: tuple[str, ...] = ()
@@ -89,7 +93,8 @@ class Row(_Strict):
     """A model of the table, by our catalogue's name, and its values by column.
 
     windows: the lowest and highest value that the source accepts, where it says so. forced: the step count or sampler
-    is none that the catalogue's entry was made for.
+    is none that the catalogue's entry was made for. pixels: sizes that its images may have, where they are not the
+    protocol's; several where the source does not say which of them it took.
     """
 
     model: str
@@ -98,6 +103,7 @@ class Row(_Strict):
     windows: Mapping[str, tuple[float, float]] = Field(default_factory=dict)
     forced: bool = False
     confirmed: bool = True
+    pixels: tuple[Annotated[int, Field(ge=1)], ...] = ()
 
     @property
     def label(self) -> str:
@@ -177,6 +183,11 @@ def load_preset(name: str) -> Preset | Study:
         return kind.model_validate({**raw, "id": name})
     except (ValidationError, TypeError) as error:
         raise InputError(f"preset {path.name}: {_first_line(error)}") from error
+
+
+def run_name(preset: Preset) -> str:
+    """The name of a preset's run, in its manifest and as its folder."""
+    return f"reproduce-{preset.id}"
 
 
 def catalogue_entries(base: str, label: str, steps: int, forced: bool = False) -> list[ModelSpec]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hypersd_bench.errors import InputError, first_line, unknown_name
 from hypersd_bench.runner.spec import ModelRef, RunSpec
-from metrics.reproduce.preset import CONTRACTS, Preset, Row
+from metrics.reproduce.preset import CONTRACTS, Preset, Row, run_name
 from metrics.reproduce.table import Outcome
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def run_spec(
     if not refs:
         raise InputError(f"preset {preset.id} has no number of {', '.join(models)} that could be compared")
     changes = {
-        "name": f"reproduce-{preset.id}",
+        "name": run_name(preset),
         "models": tuple(_with_contract(ref) for ref in refs),
         "baseline": spec.baseline if spec.baseline in [ref.name for ref in refs] else None,
         "num_prompts": num_prompts or spec.num_prompts,
@@ -60,7 +60,7 @@ def run_spec(
 
 def run_folder(preset: Preset, out: Path | None) -> Path:
     """Where a preset's run lies."""
-    return out or Path("runs") / f"reproduce-{preset.id}"
+    return out or Path("runs") / run_name(preset)
 
 
 def run_preset(preset: Preset, spec: RunSpec, folder: Path, device: str) -> Outcome:

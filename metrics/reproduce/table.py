@@ -9,12 +9,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from hypersd_bench.errors import InputError
 from hypersd_bench.reference import IMAGE_SUFFIXES
 from hypersd_bench.runner.doubtful import doubtful_images
 from metrics.comparison import Summary, is_trained_on, summaries
 from metrics.reproduce.causes import Cause, Evidence, likely_causes
-from metrics.reproduce.preset import Column, Preset, Row, catalogue_entries
+from metrics.reproduce.preset import Column, Preset, Row, catalogue_entries, run_name
 from metrics.reproduce.window import Verdict, Window, computed_window, is_biased_by_count, published_window
 
 if TYPE_CHECKING:
@@ -84,15 +86,33 @@ class _Run:
                              "choose another --out")  # fmt: skip
         self.levels = {(level.model, level.steps, level.metric): level for level in summaries(store)}
         self.doubtful = {(row.model, row.steps): row for row in doubtful_images(store)}
-        pinned, prompts = preset.protocol.prompts_sha256, self.manifest["prompts"]
-        cut = prompts.get("count") != preset.protocol.count  # fewer have another hash, and are judged by their number
-        self.of_the_list = not pinned or cut or prompts.get("sha256") == pinned
+        self.of_the_list = _is_of_the_list(self.manifest, preset)
+        self.references = {(row.model, row.steps, row.metric): row.reference for row in store.set_scores()}
+        self._first_images: dict[tuple[str, int], Path] = {}
+        for image in store.images():
+            self._first_images.setdefault((image.model, image.steps), store.folder / image.file)
         reference = self.manifest["spec"].get("reference")
         self.reference_suffixes = _suffixes(reference) if reference else frozenset[str]()
 
     def level(self, row: Row, metric: str) -> Summary | None:
         """The level of a configuration under a metric; None where the run has neither images nor scores."""
         return self.levels.get((row.model, row.steps, metric))
+
+    def size(self, row: Row) -> tuple[int, int] | None:
+        """Width and height of a configuration's first image, from its header; None where it can't be read."""
+        path = self._first_images.get((row.model, row.steps))
+        try:
+            with Image.open(path or "") as image:
+                return image.size
+        except (OSError, ValueError, Image.DecompressionBombError):
+            return None
+
+    def is_of_statistics(self, reference: str) -> bool:
+        """Whether a set score's reference, by its id, is statistics from a .npz and no folder of images."""
+        if _count_of(reference) == "statistics":
+            return True
+        name, found, _ = str(self.manifest["spec"].get("reference") or "").partition(".npz")
+        return bool(found) and reference.rsplit("-", 2)[0] == Path(name).name
 
 
 def _cell(preset: Preset, row: Row, name: str, outcome: Outcome, run: _Run | None) -> Cell:
@@ -121,7 +141,7 @@ def _judged(blank: Cell, preset: Preset, row: Row, column: Column, ours: Estimat
     """A number of ours with its window, its verdict, and likely causes where it is outside."""
     assert column.metric is not None, "a column without a metric is not judged"
     cell = replace(blank, ours=ours)
-    if why := _why_unlike(cell, column.metric, preset, run):
+    if why := _why_other_run(preset, row, column.metric, run) or _why_unlike(cell, column.metric, preset):
         return replace(cell, verdict="not comparable", reason=why)
     window = cell.window or computed_window(
         cell.published, column.digits, _half_width(ours), ours.num_clusters, preset.protocol.count, column.metric,
@@ -133,12 +153,59 @@ def _judged(blank: Cell, preset: Preset, row: Row, column: Column, ours: Estimat
     return replace(cell, verdict="outside", window=window, causes=causes)
 
 
-def _why_unlike(cell: Cell, metric: str, preset: Preset, run: _Run) -> str:
+def _is_of_the_list(manifest: Mapping[str, Any], preset: Preset) -> bool:
+    """Whether a run's prompts are the preset's set, its pinned list, or a list declared as the source's own.
+
+    ``reproduce PRESET --prompts FILE`` declares it: the run has the preset's name, and the file as its prompts.
+    A pin decides over all prompts; a part of them has another hash, and must be of a list of the right length.
+    """
+    protocol, spec, prompts = preset.protocol, manifest["spec"], manifest["prompts"]
+    if protocol.prompts_sha256:
+        if prompts.get("sha256") == protocol.prompts_sha256:
+            return True
+        if prompts.get("count") == protocol.count or prompts.get("of", protocol.count) != protocol.count:
+            return False
+    declared = spec.get("name") == run_name(preset) and prompts.get("id") == spec.get("prompts")
+    return bool(declared or prompts.get("id") == preset.spec.prompts)
+
+
+def _why_other_run(preset: Preset, row: Row, metric: str, run: _Run) -> str:
+    """Why a run is none of what the source measured: prompts, size, reference; empty where it is."""
+    if not run.of_the_list:
+        return (
+            f"the numbers are of {preset.protocol.prompts}, and the run's prompts are not these, "
+            f"but {run.manifest['prompts'].get('id')}"
+        )
+    size, sizes = run.size(row), row.pixels or (preset.protocol.pixels,)
+    if size is None:
+        return "the size of our images is unknown: the first can't be read"
+    if size not in [(pixels, pixels) for pixels in sizes]:
+        theirs = " or ".join(map(str, sizes))
+        return f"our images are of {size[0]}x{size[1]} px, theirs of {theirs} px"
+    level = run.level(row, metric)
+    return _why_other_reference(preset, row, metric, run) if level and level.info.kind == "set" else ""
+
+
+def _why_other_reference(preset: Preset, row: Row, metric: str, run: _Run) -> str:
+    protocol, reference = preset.protocol, run.references.get((row.model, row.steps, metric), "")
+    if protocol.reference_features and not run.is_of_statistics(reference):
+        return f"the source's reference is statistics in a .npz, and ours, {reference or 'unknown'}, is not"
+    if protocol.reference_count and _count_of(reference) != str(protocol.reference_count):
+        theirs = f"{protocol.reference_count:,} images"
+        return f"the source's reference is of {theirs}, and ours, {reference or 'unknown'}, is not"
+    return ""
+
+
+def _count_of(reference: str) -> str:
+    """The number of images in a reference's id, ``photographs-5000-1a2b3c4d``, or ``statistics``; empty for none."""
+    parts = reference.rsplit("-", 2)
+    return parts[1] if len(parts) == 3 else ""
+
+
+def _why_unlike(cell: Cell, metric: str, preset: Preset) -> str:
     """Why a number of ours can't be set beside the published one; empty where it can."""
     ours, count = cell.ours, preset.protocol.count
     assert ours is not None
-    if not run.of_the_list:
-        return f"the numbers are of {preset.protocol.prompts}, and the run's prompts are not these"
     if cell.window:
         return f"the window is for {count:,} images, ours are {ours.n:,}" if count and ours.n != count else ""
     if is_biased_by_count(metric) and ours.n != count:

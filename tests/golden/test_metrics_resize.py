@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from hypersd_bench.errors import InputError
 from metrics.extractors import clip, dinov2, inception
 
 CASES = ["1024", "640x480", "64", "grey", "rgba", "jpeg"]
@@ -127,9 +126,9 @@ def test_patch_is_the_middle_as_it_is(height: int, width: int) -> None:
     np.testing.assert_allclose(got[0].permute(1, 2, 0), (want - 128) / 128)
 
 
-def test_patch_of_a_smaller_image_is_refused() -> None:
-    with pytest.raises(InputError, match="299 pixels or more, these have 640x298"):
-        inception.patch_input(torch.zeros(1, 3, 298, 640, dtype=torch.uint8))
+def test_a_photo_smaller_than_a_patch_is_resized_as_dmd2_does() -> None:
+    small = torch.from_numpy(np.array(_textured(298, 640))).permute(2, 0, 1)[None]
+    assert torch.equal(inception.patch_input(small), inception.clean_input(small))
 
 
 @pytest.mark.parametrize("case", CASES)

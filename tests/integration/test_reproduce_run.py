@@ -51,7 +51,7 @@ PRESET: dict[str, Any] = {
     "title": "A table of two models",
     "source": {"paper": "A paper", "arxiv": "", "table": "Table 1"},
     "protocol": {"prompts": "three scenes", "prompts_listed": True, "prompts_file": "the authors have them", "count": 3,
-                 "resolution": "64 px", "sampler": "theirs", "guidance": "none", "unstated": []},
+                 "resolution": "64 px", "pixels": 64, "sampler": "theirs", "guidance": "none", "unstated": []},
     "spec": {"base": "sdxl", "prompts": "not-here.txt", "models": ["lcm@4", "tcd@4"],
              "metrics": ["toy/brightness", "toy/absent"], "timing": False},
     "columns": {"Light": {"metric": "toy/brightness", "digits": 0}, "Other": {"metric": "toy/absent", "digits": 0},
@@ -91,7 +91,7 @@ class Program:
 def mlperf_with_a_toy_metric() -> dict[str, Any]:
     """MLPerf's preset with its own sampler, three prompts and a metric that is here."""
     preset: dict[str, Any] = yaml.safe_load((FOLDER / "mlperf-sdxl.yaml").read_text())
-    preset["protocol"] |= {"count": 3}
+    preset["protocol"] |= {"count": 3, "pixels": 64}
     del preset["protocol"]["prompts_sha256"]
     preset["spec"] |= {"metrics": ["toy/brightness"]}
     preset["columns"] = {"Light": {"metric": "toy/brightness", "digits": 0}}

@@ -73,14 +73,16 @@ def add_images(store: RunStore, model: str, level: int, prompts: range, side: in
     for i in prompts:
         file = f"images/{model}/4/p{i}_0.png"
         (store.folder / file).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (side, side), (level + i,) * 3).save(store.folder / file)
+        stripes = np.full((side, side, 3), level + i + 5, np.uint8)  # about their mean: a constant image is a defect
+        stripes[::2] -= 10
+        Image.fromarray(stripes).save(store.folder / file)
         seed, digest = image_seed(0, f"p{i}", 0), sha256(store.folder / file)
         store.record_images([ImageRow(model, 4, f"p{i}", f"prompt {i}", 0, seed, file, digest, "")])
 
 
-def make_reference(folder: Path, level: int) -> Path:
+def make_reference(folder: Path, level: int, count: int = 3) -> Path:
     folder.mkdir()
-    for i in range(3):
+    for i in range(count):
         Image.new("RGB", (8, 8), (level + i,) * 3).save(folder / f"{i}.png")
     return folder
 
@@ -155,7 +157,7 @@ def test_all_sets_are_compared_with_one_reference(tmp_path: Path) -> None:
     score_with(store, [FID], b)
     assert references(store) == {FolderReference(b).id}
     assert fids(store)["teacher"] == distance(100, 200)
-    kept = read_reference(store.folder, MEAN_COLOUR.id)
+    kept = read_reference(store.folder, MEAN_COLOUR.id, FolderReference(b).id)
     assert kept is not None
     assert isinstance(kept.values, np.ndarray)
     np.testing.assert_allclose(kept.values, [[200] * 3, [201] * 3, [202] * 3])
@@ -369,10 +371,13 @@ def test_fewer_images_than_a_set_metric_needs_are_told_with_the_number(
     monkeypatch.setattr(ColourDistance, "info", replace(ColourDistance.info, min_images=4))
     store = make_run(tmp_path / "run", {"teacher": 100, "lcm": 90})
     add_images(store, "lcm", 90, range(3, 4))
-    photographs = make_reference(tmp_path / "a", 90)
+    photographs = make_reference(tmp_path / "a", 90, count=4)
+    few = make_reference(tmp_path / "few", 90)
+    assert main(["score", str(tmp_path / "run"), "--reference", str(few)]) == 2
+    assert f"has 3 images; {FID} needs 4 or more" in capsys.readouterr().err
     assert main(["score", str(tmp_path / "run"), "--reference", str(photographs)]) == 2
     assert f"not scored: {FID}: teacher@4: 3 sound images; {FID} needs at least 4" in capsys.readouterr().err
-    assert fids(store) == {"lcm": pytest.approx(3**0.5 * 0.5), "teacher": None}
+    assert fids(store) == {"lcm": pytest.approx(0, abs=1e-5), "teacher": None}
 
 
 def test_a_score_that_is_no_number_is_told_and_the_others_are_kept(

@@ -79,7 +79,7 @@ def _features(store: RunStore, model: str, steps: int) -> NDArray[np.float32]:
 
 
 def _reference(store: RunStore) -> NDArray[np.float32]:
-    reference = read_reference(store.folder, FID.features)
+    reference = read_reference(store.folder, FID.features, REFERENCE)
     assert reference is not None
     assert isinstance(reference.values, np.ndarray)
     return reference.values

@@ -226,7 +226,8 @@ def test_compare_within_prints_the_curve_the_front_and_the_answer(store: RunStor
     assert "(48 images of 24 prompts)" in text
     assert "\u2020: the model was trained on this metric." in text
     assert text.count("a\u2020") == 2 + 1 + 1, "curve, gain, answer"
-    assert "behind b@1" in text
+    by_steps = CliRunner().invoke(compare, [str(store.folder), "--within", "0.5", "--cost", "steps"]).output
+    assert "behind " in by_steps + text
     assert "2.00" in text
 
 

@@ -8,12 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from hypersd_bench import registry
 from hypersd_bench.catalog.published import TABLES
 from hypersd_bench.cli.main import main
 from hypersd_bench.errors import InputError
+from hypersd_bench.features import Reference, read_features, read_reference, write_reference
+from hypersd_bench.store import RunStore, SetScoreRow
 from metrics.comparison import summaries
 from metrics.reproduce.causes import Evidence, likely_causes
 from metrics.reproduce.preset import CONTRACTS, Preset, Study, catalogue_entries, load_preset, preset_ids
@@ -21,8 +25,9 @@ from metrics.reproduce.running import chosen_models, run_spec
 from metrics.reproduce.table import Cell, Outcome, compare
 from metrics.reproduce.votes import COLUMNS, compare_votes, read_votes
 from metrics.reproduce.window import CROSS_STACK, Z, computed_window, published_window, votes_needed
+from metrics.set_statistics import evaluate
 from metrics.stats import wilson
-from tests.synthetic_run import CLIP, FID, make_run
+from tests.synthetic_run import CLIP, FID, REFERENCE, make_run
 from user_study import export
 
 TABLE_IDS = [name for name in preset_ids() if isinstance(load_preset(name), Preset)]
@@ -246,7 +251,7 @@ def preset_of(rows: list[dict[str, Any]], count: int | None = 6, **columns: Any)
             "title": "A table",
             "source": {"paper": "A paper", "arxiv": "", "table": "a table"},
             "protocol": {"prompts": "made-up", "prompts_listed": False, "count": count, "resolution": "64 px",
-                         "sampler": "theirs", "guidance": "none", "unstated": []},
+                         "pixels": 64, "sampler": "theirs", "guidance": "none", "unstated": []},
             "spec": {"base": "pocket", "metrics": sorted(used), "timing": False,
                      "models": [{"name": name, "steps": steps} for name, steps in labels.items()]},
             "columns": columns,
@@ -299,11 +304,20 @@ def test_a_window_of_the_source_is_for_its_own_number_of_images(tmp_path: Path) 
     assert "5,000 images, ours are 6" in other.reason
 
 
+def score_fid(store: RunStore, reference_id: str = REFERENCE) -> float:
+    """Score the made-up run of hyper-sd@4 by the features that it keeps, against its reference under a name."""
+    features = np.stack(list(read_features(store.folder, FID.features, "hyper-sd", 4).values()))
+    kept = read_reference(store.folder, FID.features, REFERENCE)
+    assert kept
+    value = evaluate("frechet", features, kept.values)
+    write_reference(store.folder, FID.features, "", Reference(reference_id, kept.values))
+    store.record_set_scores([SetScoreRow(FID.id, "hyper-sd", 4, value, len(features), reference_id)])
+    return value
+
+
 def test_a_distance_is_compared_at_equal_numbers_alone(tmp_path: Path) -> None:
     store = make_run(tmp_path, models=("hyper-sd",), steps=(4,), num_prompts=40, replicates=1)
-    level = next(s for s in summaries(store) if s.metric == FID.id).estimate
-    assert level
-    row = {"model": "hyper-sd", "steps": 4, "values": {"FID": round(level.value, 2)}}
+    row = {"model": "hyper-sd", "steps": 4, "values": {"FID": round(score_fid(store), 2)}}
     assert one(preset_of([row], count=40, FID=FID_COLUMN), Outcome(store)).verdict == "inside"
     for count in (41, None):
         cell = one(preset_of([row], count=count, FID=FID_COLUMN), Outcome(store))
@@ -347,6 +361,121 @@ def test_other_prompts_than_a_pinned_list_are_not_comparable(tmp_path: Path) -> 
             update={"rows": (changed.rows[0].model_copy(update={"values": {"CLIP": 90.0}}),)}
         )  # fmt: skip
         assert one(far, Outcome(store)).verdict == verdict
+
+
+HYPER_SD = {"model": "hyper-sd", "steps": 4, "values": {"CLIP": 23.0}}
+
+
+def with_protocol(preset: Preset, **changes: Any) -> Preset:
+    return preset.model_copy(update={"protocol": preset.protocol.model_copy(update=changes)})
+
+
+@pytest.mark.parametrize(
+    ("prompts", "spec", "pinned", "comparable"),
+    [
+        ({}, {}, "", True),
+        ({"id": "emoji.txt"}, {"prompts": "emoji.txt"}, "", False),
+        ({"id": "emoji.txt"}, {"prompts": "emoji.txt", "name": "reproduce-another"}, "", False),
+        # --prompts declares it
+        ({"id": "theirs.txt"}, {"prompts": "theirs.txt", "name": "reproduce-made-up"}, "", True),
+        # images were made of another list before
+        ({"id": "emoji.txt"}, {"prompts": "theirs.txt", "name": "reproduce-made-up"}, "", False),
+        # a pinned list is known by its hash, whatever it is called; all prompts of another hash are none of it
+        ({"id": "copy.txt"}, {"prompts": "copy.txt"}, "0" * 64, True),
+        ({"id": "theirs.txt"}, {"prompts": "theirs.txt", "name": "reproduce-made-up"}, "1" * 64, False),
+        # a part of it: declared, or the preset's set, and out of as many
+        ({"id": "theirs.txt", "count": 3, "of": 6}, {"prompts": "theirs.txt", "name": "reproduce-made-up"}, "1" * 64,
+         True),
+        ({"count": 3, "of": 6}, {}, "1" * 64, True),
+        ({"count": 3, "of": 12}, {}, "1" * 64, False),
+        ({"id": "emoji.txt", "count": 3, "of": 6}, {"prompts": "emoji.txt"}, "1" * 64, False),
+    ],
+)  # fmt: skip
+def test_whose_prompts_the_run_has(
+    prompts: dict[str, Any], spec: dict[str, Any], pinned: str, comparable: bool, tmp_path: Path
+) -> None:
+    store = make_run(tmp_path, models=("hyper-sd",), steps=(4,), replicates=1)
+    store.manifest["prompts"] |= prompts
+    store.manifest["spec"] |= spec
+    cell = one(with_protocol(preset_of([HYPER_SD], CLIP=CLIP_COLUMN), prompts_sha256=pinned), Outcome(store))
+    assert (cell.verdict in ("inside", "outside")) == comparable
+    assert comparable or f"the run's prompts are not these, but {store.manifest['prompts']['id']}" in cell.reason
+
+
+def test_the_spec_of_a_list_given_with_prompts_declares_it(tmp_path: Path) -> None:
+    preset = preset_of([HYPER_SD], CLIP=CLIP_COLUMN)
+    store = make_run(tmp_path, models=("hyper-sd",), steps=(4,), replicates=1)
+    spec = run_spec(preset, preset.labels, prompts=Path("theirs.txt"))
+    store.manifest["spec"] = spec.model_dump(mode="json")
+    store.manifest["prompts"]["id"] = "theirs.txt"
+    assert one(preset, Outcome(store)).verdict in ("inside", "outside")
+
+
+def test_images_of_another_size_are_not_comparable(tmp_path: Path) -> None:
+    store = make_run(tmp_path, models=("hyper-sd",), steps=(4,), replicates=1)
+    large = with_protocol(preset_of([HYPER_SD], CLIP=CLIP_COLUMN), pixels=1024)
+    cell = one(large, Outcome(store))
+    assert (cell.verdict, cell.reason) == ("not comparable", "our images are of 64x64 px, theirs of 1024 px")
+    assert cell.ours
+    assert cell.window is None
+    own_size = large.model_copy(update={"rows": (large.rows[0].model_copy(update={"pixels": (512, 64)}),)})
+    assert one(own_size, Outcome(store)).verdict in ("inside", "outside")
+
+    first = store.folder / store.images()[0].file
+    Image.new("RGB", (64, 48)).save(first)
+    assert "64x48 px" in one(preset_of([HYPER_SD], CLIP=CLIP_COLUMN), Outcome(store)).reason
+    first.write_bytes(b"")
+    assert "can't be read" in one(preset_of([HYPER_SD], CLIP=CLIP_COLUMN), Outcome(store)).reason
+
+
+@pytest.mark.parametrize(
+    ("reference", "spec", "protocol", "comparable"),
+    [
+        ("photos-64-1a2b3c4d", None, {}, True),
+        ("coco-photos-64-1a2b3c4d", None, {"reference_count": 64}, True),
+        ("photos-640-1a2b3c4d", None, {"reference_count": 64}, False),
+        (REFERENCE, None, {"reference_count": 64}, False),
+        ("val2014-statistics-1a2b3c4d", None, {"reference_features": FID.features}, True),
+        ("val2014-64-1a2b3c4d", "there/val2014.npz=lite0/128", {"reference_features": FID.features}, True),
+        ("photos-64-1a2b3c4d", "there/val2014.npz=lite0/128", {"reference_features": FID.features}, False),
+        ("photos-64-1a2b3c4d", "photos", {"reference_features": FID.features}, False),
+    ],
+)
+def test_what_a_distance_is_to(
+    reference: str, spec: str | None, protocol: dict[str, Any], comparable: bool, tmp_path: Path
+) -> None:
+    store = make_run(tmp_path, models=("hyper-sd",), steps=(4,), num_prompts=40, replicates=1)
+    row = {"model": "hyper-sd", "steps": 4, "values": {"FID": round(score_fid(store, reference), 2), "CLIP": 23.0}}
+    store.manifest["spec"]["reference"] = spec
+    preset = with_protocol(preset_of([row], count=40, FID=FID_COLUMN, CLIP=CLIP_COLUMN), **protocol)
+    distance, score = compare(preset, Outcome(store), preset.labels)
+    assert distance.verdict == ("inside" if comparable else "not comparable")
+    assert comparable or reference in distance.reason
+    assert score.verdict in ("inside", "outside")  # which has no reference
+
+
+def test_a_miniatures_run_that_is_relabelled_gets_no_verdict(tmp_path: Path) -> None:
+    store = make_run(tmp_path, models=("hyper-sd",), steps=(1, 4), num_prompts=12, replicates=1)
+    store.manifest["spec"]["base"] = "sdxl"
+    preset = table("hyper-sd-table2")
+    column = preset.columns["CLIP"].model_copy(update={"metric": CLIP.id})
+    cells = compare(preset.model_copy(update={"columns": {"CLIP": column}}), Outcome(store), ["hyper-sd"])
+    assert {cell.verdict for cell in cells if cell.ours} == {"not comparable"}
+    assert "pocket/held-out" in cells[0].reason
+    store.manifest["prompts"]["id"] = preset.spec.prompts
+    cells = compare(preset.model_copy(update={"columns": {"CLIP": column}}), Outcome(store), ["hyper-sd"])
+    assert {cell.reason for cell in cells if cell.ours} == {"our images are of 64x64 px, theirs of 1024 px"}
+
+
+def test_sizes_and_references_that_presets_state() -> None:
+    assert {name: table(name).protocol.pixels for name in TABLE_IDS} == {
+        name: 512 if name.endswith("sd15") else 1024 for name in TABLE_IDS
+    }
+    turbos = {name: {row.pixels for row in table(name).rows if row.model == "turbo"} for name in TABLE_IDS}
+    assert turbos["hyper-sd-table2"] == {(512,)}
+    assert turbos["lightning-table"] == turbos["nitrofusion-table1"] == {(512, 1024)}  # unstated
+    assert {name for name in TABLE_IDS if table(name).protocol.reference_count} == {"dmd2-table"}
+    assert {name for name in TABLE_IDS if table(name).protocol.reference_features} == {"mlperf-sdxl"}
 
 
 def test_metrics_that_a_model_was_trained_on_are_marked() -> None:
