@@ -36,7 +36,7 @@ canaries: setup ## record anew what the metrics that come along give for the fix
 	$(BIN)/python -m tests.record_canaries
 
 lock: setup ## write requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile pyproject.toml --extra dev --extra inception --extra data --extra ray --universal --python-version 3.11 --upgrade \
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra inception --extra data --extra postgres --extra ray --universal --python-version 3.11 --upgrade \
 	    --no-emit-index-url --no-emit-find-links --no-header --no-annotate --output-file requirements.lock
 
 clean: ## remove .venv, caches and build output; runs/ stays
