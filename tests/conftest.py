@@ -62,3 +62,14 @@ def toy_metrics(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     registry.rows.cache_clear()
     yield
     registry.rows.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server; skips where PostgreSQL is not installed."""
+    from tests.postgres import postgres_server, server_programs
+
+    if server_programs() is None:
+        pytest.skip("no PostgreSQL server found; install it with: apt-get install postgresql")
+    with postgres_server() as url:
+        yield url

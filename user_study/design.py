@@ -1,39 +1,56 @@
-"""What is asked: pairs of images of one prompt and one noise, chosen before the first vote and written down once.
+"""What is asked and by which rules: fixed before the first vote, written down once, and known by its hash.
 
-The design's hash is stored with the votes, so that nobody can change pairs or wording afterwards without being told.
+The hash is stored with every vote. Pairs, wording, quotas, rates and the rules that flag a rater are all in it, so that
+nobody can change them afterwards without being told: the file is the study's preregistration.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from hashlib import blake2b, sha256
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from hypersd_bench.errors import InputError, unknown_name
-from hypersd_bench.store import ImageRow, RunStore, write_json
+from hypersd_bench.errors import InputError
+from hypersd_bench.store import write_json
 
-QUESTION = "Which picture do you prefer?"
-INSTRUCTION = "Weigh how well it shows the description and how good it looks. If you can't decide, choose tie."
-DEFAULT_PAIRS = 60
+Kind = Literal["main", "practice", "gold", "repeat"]
+Side = Literal["left", "right"]
+Choice = Literal["left", "right", "tie", "both-bad"]
+Preferred = Literal["a", "b", "tie", "both-bad"]
+Policy = Literal["balanced", "adaptive"]
+
+CRITERIA = ("overall", "alignment", "appeal", "defects")
+FORMAT = 2  # of the design file
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A model at a step count, written ``hyper-sd@4``: what a study ranks."""
+
+    model: str
+    steps: int
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.steps}"
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One of a pair's two images: who made it, in how many steps; file is relative to the run directory."""
+    """One of a pair's two images. file is relative to the run; spoiled says what was done to it (gold, practice)."""
 
-    model: str
-    steps: int
+    configuration: Configuration
     file: str
     sha256: str
+    spoiled: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two images of the same prompt and the same noise; ``a`` is the baseline's."""
+    """Two images of one prompt and one noise. Gold and practice pairs have a known answer: ``a`` is the better one."""
 
     id: str
     prompt_id: str
@@ -43,128 +60,122 @@ class Pair:
     b: Arm
 
     @property
-    def methods(self) -> tuple[str, str]:
-        """The method pair, within which sides are counterbalanced."""
-        return (self.a.model, self.b.model)
+    def comparison(self) -> str:
+        """The pair type, ``a@steps:b@steps``, within which sides are counterbalanced for each rater."""
+        return f"{self.a.configuration}:{self.b.configuration}"
 
 
 @dataclass(frozen=True, slots=True)
+class Rules:
+    """When a rater is flagged; decided before the data. Shares are in [0, 1], times in milliseconds.
+
+    gold_share: flagged below this share of gold pairs right, given at least ``gold_min`` of them. side_p: flagged where
+    the two-sided binomial p-value of left against right is below. fast_ms, fast_share: flagged where more than this
+    share of votes came sooner. agreement_share: flagged below this share of agreement with the others' majority on at
+    least ``agreement_min`` pairs, where the shortfall is significant at 5 %. exclude_flagged: whether the main analysis
+    leaves flagged raters out (the sensitivity table shows both).
+    """
+
+    gold_share: float = 0.6
+    gold_min: int = 3
+    side_p: float = 0.001
+    fast_ms: int = 700
+    fast_share: float = 0.5
+    agreement_share: float = 0.5
+    agreement_min: int = 10
+    exclude_flagged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What one rater goes through, and how often a pair is asked.
+
+    pairs_per_rater: main pairs a rater gets at most. votes_per_pair: votes a main pair gets at most (None: no limit).
+    practice: pairs with feedback at the start. gold_every, repeat_every: of so many items one is gold, one is a main
+    pair shown again with sides swapped; 0 for none. lease_minutes: how long a pair handed out waits for its vote.
+    """
+
+    pairs_per_rater: int
+    votes_per_pair: int | None
+    practice: int = 2
+    gold_every: int = 10
+    repeat_every: int = 20
+    lease_minutes: int = 20
+    policy: Policy = "balanced"
+    uniform_floor: float = 0.2  # of the adaptive policy: this share of choices is uniform over comparisons
+
+
+@dataclass(frozen=True)
 class Design:
-    """Everything fixed before the first vote. run: the spec hash of the run. requested: the pairs asked for."""
+    """Everything fixed before the first vote.
+
+    run: the spec hash of the run. wording: by language, the title, consent, instructions and the question of each
+    criterion. planned_rate: the preference rate that the study shall show. pairs, gold, practice: see Pair.
+    """
 
     run: str
-    question: str
-    instruction: str
-    requested: int
+    seed: int
+    criteria: tuple[str, ...]
+    wording: Mapping[str, Mapping[str, Any]]
+    session: Session
     pairs: tuple[Pair, ...]
+    gold: tuple[Pair, ...] = ()
+    practice: tuple[Pair, ...] = ()
+    rules: Rules = field(default_factory=Rules)
+    planned_rate: float = 0.6
+    planned_raters: int = 30
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """SHA-256 of the design's canonical JSON, wording included."""
         return sha256(json.dumps(asdict(self), sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
+    @cached_property
+    def comparisons(self) -> tuple[str, ...]:
+        """The pair types, in the order of the design."""
+        return tuple(dict.fromkeys(pair.comparison for pair in self.pairs))
 
-def make_design(store: RunStore, num_pairs: int = DEFAULT_PAIRS) -> Design:
-    """Pair the run's baseline with every other model at each step count both have; at most ``num_pairs`` pairs.
+    @cached_property
+    def by_id(self) -> dict[str, Pair]:
+        """Main, gold and practice pairs by id."""
+        return {pair.id: pair for pair in (*self.pairs, *self.gold, *self.practice)}
 
-    The sample is deterministic and balanced: over (method pair, step count) to within one pair while there are enough
-    images, then over prompts. Images with a defect are left out.
-    """
-    if num_pairs < 1:
-        raise InputError(f"--pairs {num_pairs}: a study needs at least one pair")
-    cells = _candidates(store)
-    pairs = _balanced_sample(cells, num_pairs, salt=str(store.manifest["spec_hash"]))
-    return Design(str(store.manifest["spec_hash"]), QUESTION, INSTRUCTION, num_pairs, pairs)
+    def pair(self, pair_id: str) -> Pair:
+        """The main, gold or practice pair of this id; KeyError for another."""
+        return self.by_id[pair_id]
 
 
-def load_design(path: Path) -> Design:
-    """Read a design back; raises InputError when the file is broken or was changed after it was written."""
+def write_design(path: Path, design: Design, run_folder: str) -> None:
+    """Write the design with its hash; run_folder, where the run lies, is a note outside the hash: runs are moved."""
+    write_json(path, {"format": FORMAT, "hash": design.hash, "run_folder": run_folder, "design": asdict(design)})
+
+
+def load_design(path: Path) -> tuple[Design, str]:
+    """Read a design and the run's folder back; raises InputError when the file is broken or was changed since."""
     try:
-        raw: dict[str, Any] = json.loads(path.read_text())
-        recorded = raw.pop("hash")
-        pairs = tuple(Pair(**{**pair, "a": Arm(**pair["a"]), "b": Arm(**pair["b"])}) for pair in raw.pop("pairs"))
-        design = Design(pairs=pairs, **raw)
+        raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        form, recorded, run_folder = raw["format"], raw["hash"], str(raw["run_folder"])
+        if form != FORMAT:
+            raise InputError(f"{path} has format {form}, this version reads {FORMAT}; use the version that made it")
+        design = _design_from(raw["design"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a study design: {error}") from error
     if design.hash != recorded:
-        raise InputError(f"{path} was changed after it was written; restore it, or start a new study in another run")
-    return design
-
-
-def write_design(path: Path, design: Design) -> None:
-    """Write the design with its hash."""
-    write_json(path, {**asdict(design), "hash": design.hash})
-
-
-def open_design(store: RunStore, num_pairs: int | None = None) -> Design:
-    """Read the run's design (``study/design.json``), or make and write it the first time.
-
-    Raises InputError when the design is of another run, or when ``num_pairs`` is not what it was made for.
-    """
-    path = store.folder / "study" / "design.json"
-    if not path.exists():
-        write_design(path, make_design(store, DEFAULT_PAIRS if num_pairs is None else num_pairs))
-    design = load_design(path)
-    if design.run != store.manifest["spec_hash"]:
-        raise InputError(f"{path} was made for a run of another spec; move {path.parent} away to start a new study")
-    if num_pairs not in (None, design.requested):
         raise InputError(
-            f"{path} was made with --pairs {design.requested} and a design stays as it is; "
-            f"leave --pairs out, or move {path.parent} away to start a new study"
+            f"{path} was changed after it was written; restore it, or make a new study with: hypersd-bench study new"
         )
-    return design
+    return design, run_folder
 
 
-_Cell = tuple[str, int]  # (model, steps): the method compared with the baseline, at a step count
+def _design_from(raw: dict[str, Any]) -> Design:
+    parts: dict[str, Any] = {name: tuple(map(_pair_from, raw.pop(name))) for name in ("pairs", "gold", "practice")}
+    parts["criteria"] = tuple(raw.pop("criteria"))
+    return Design(session=Session(**raw.pop("session")), rules=Rules(**raw.pop("rules")), **parts, **raw)
 
 
-def _candidates(store: RunStore) -> dict[_Cell, list[tuple[ImageRow, ImageRow]]]:
-    """All possible pairs (baseline's image, other's image) by cell."""
-    rows = store.images()
-    models = sorted({row.model for row in rows})
-    if len(models) < 2:
-        raise InputError(f"{store.folder} has images of {len(models)} model(s); a study needs two to compare")
-    baseline = str(store.manifest["baseline"])
-    if baseline not in models:
-        raise unknown_name("baseline", baseline, models, str(store.folder / "run.json"))
-    usable = {row.key: row for row in rows if not row.defect}
-    cells: dict[_Cell, list[tuple[ImageRow, ImageRow]]] = defaultdict(list)
-    for (model, *rest), row in usable.items():
-        ours = usable.get((baseline, *rest))  # type: ignore[arg-type]
-        if model != baseline and ours is not None:
-            cells[model, row.steps].append((ours, row))
-    if not cells:
-        raise InputError(f"{store.folder}: no model shares a step count and usable images with {baseline!r}")
-    return cells
+def _pair_from(raw: dict[str, Any]) -> Pair:
+    return Pair(**{**raw, "a": _arm_from(raw["a"]), "b": _arm_from(raw["b"])})
 
 
-def _balanced_sample(
-    cells: Mapping[_Cell, Iterable[tuple[ImageRow, ImageRow]]], num_pairs: int, salt: str
-) -> tuple[Pair, ...]:
-    """Draw from the least drawn cell the pair with the least drawn prompt, until enough are drawn or none is left."""
-    left = {cell: list(candidates) for cell, candidates in cells.items()}
-    drawn: Counter[object] = Counter()  # of cells, models, step counts and prompts: their types keep them apart
-    pairs: list[Pair] = []
-    while len(pairs) < num_pairs and any(left.values()):
-        open_cells = [cell for cell, candidates in left.items() if candidates]
-        cell = min(open_cells, key=lambda c: (drawn[c], drawn["model", c[0]], drawn["steps", c[1]], _lot(salt, *c)))
-        index, (a, b) = min(
-            enumerate(left[cell]),
-            key=lambda entry: (
-                drawn["prompt", entry[1][0].prompt_id],
-                _lot(salt, *cell, entry[1][0].prompt_id, entry[1][0].replicate),
-            ),
-        )
-        del left[cell][index]
-        drawn.update([cell, ("model", cell[0]), ("steps", cell[1]), ("prompt", a.prompt_id)])
-        pairs.append(Pair(f"{len(pairs) + 1:04d}", a.prompt_id, a.prompt, a.replicate, _arm(a), _arm(b)))
-    return tuple(pairs)
-
-
-def _arm(row: ImageRow) -> Arm:
-    return Arm(row.model, row.steps, row.file, row.sha256)
-
-
-def _lot(*parts: object) -> bytes:
-    """A deterministic lot for breaking ties."""
-    return blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
+def _arm_from(raw: dict[str, Any]) -> Arm:
+    return Arm(**{**raw, "configuration": Configuration(**raw["configuration"])})
