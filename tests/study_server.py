@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,13 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SERVE = "from user_study.cli import study; study()"
+PASSWORD = "correct horse"
 
 
 @contextmanager
-def served(run: Path, *options: str) -> Iterator[str]:
-    """Serve a run's study on a free port; yields its origin, ``http://127.0.0.1:<port>``."""
-    command = [sys.executable, "-c", SERVE, "serve", str(run), "--port", "0", "--json", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+def served(study: Path, *options: str, port: int = 0) -> Iterator[str]:
+    """Serve a study, on a free port unless named; yields its origin, ``http://127.0.0.1:<port>``."""
+    command = [sys.executable, "-c", SERVE, "serve", str(study), "--port", str(port), "--json", *options]
+    environment = {**os.environ, "HYPERSD_BENCH_ADMIN_PASSWORD": PASSWORD}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         try:
             assert server.stdout is not None
             yield json.loads(server.stdout.readline())["url"].removesuffix("/study/")

@@ -14,13 +14,15 @@ import gradio as gr
 from fastapi import FastAPI
 
 from user_study.service import create_service
-from user_study.study import Study
+from user_study.study import ServedStudy
+
+_SCRIPTS = ("outbox.js", "zoom.js", "study.js")  # one after the other in one scope; the last one starts
 
 
-def create_app(study: Study) -> FastAPI:
-    """Build the whole application: the service, and the page on top of it."""
+def create_app(study: ServedStudy, admin_password: str | None = None) -> FastAPI:
+    """Build the whole application: the service with its admin page, and the rating page on top of it."""
     app: FastAPI = gr.mount_gradio_app(
-        create_service(study),
+        create_service(study, admin_password),
         _page(),
         path="/study",
         head=f"<style>{_part('study.css')}</style>",
@@ -40,7 +42,7 @@ def _page() -> gr.Blocks:
     with gr.Blocks(title="Picture study", analytics_enabled=False) as page:
         gr.HTML(
             html_template=_part("study.html"),
-            js_on_load=_part("study.js"),
+            js_on_load="\n".join(map(_part, _SCRIPTS)),
             apply_default_css=False,
             elem_classes="study-page",
         )

@@ -64,8 +64,8 @@ class UndoRequest(_Body):
     key: Annotated[str, Field(pattern=_KEY)]
 
 
-def create_service(study: ServedStudy) -> FastAPI:
-    """Build the service of an opened study; ``/study`` is left to the page."""
+def create_service(study: ServedStudy, admin_password: str | None = None) -> FastAPI:
+    """Build the service of an opened study; ``/study`` is left to the page, no password leaves out the admin page."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.study = study
     app.state.limits = RateLimits()

@@ -15,7 +15,7 @@ from metrics.reproduce.window import Verdict, votes_needed
 from metrics.stats import Estimate
 
 COLUMNS = ("rater", "model_a", "steps_a", "model_b", "steps_b", "preferred")  # of an export of votes, those read here
-VALUES = {"a": 1.0, "tie": 0.5, "b": 0.0}
+VALUES = {"a": 1.0, "tie": 0.5, "both-bad": 0.5, "b": 0.0}
 Pair = tuple[str, int, str, int]  # model and steps of the first, of the second
 Vote = tuple[str, float]  # rater, and 1 for the first model, 0.5 for a tie, 0 for the second
 
@@ -72,6 +72,8 @@ def unmatched(study: Study, votes: dict[Pair, list[Vote]]) -> int:
 def _by_pair(path: Path, rows: Sequence[dict[str, str]]) -> dict[Pair, list[Vote]]:
     found: dict[Pair, list[Vote]] = defaultdict(list)
     for number, row in enumerate(rows, start=2):  # the first line holds the columns' names
+        if row.get("kind", "main") != "main" or row.get("criterion", "overall") != "overall":
+            continue  # checks and other questions than the published study's
         if not row["rater"]:
             raise InputError(f"votes {path}, line {number}: no rater, by whom votes are counted together")
         try:
@@ -81,7 +83,7 @@ def _by_pair(path: Path, rows: Sequence[dict[str, str]]) -> dict[Pair, list[Vote
             raise InputError(f"votes {path}, line {number}: steps {row['steps_a']!r} and {row['steps_b']!r} must be "
                              "whole numbers") from None  # fmt: skip
         except KeyError:
-            raise InputError(f"votes {path}, line {number}: preferred must be a, b or tie, not {row['preferred']!r}"
+            raise InputError(f"votes {path}, line {number}: preferred must be a, b, tie or both-bad, not {row['preferred']!r}"
                              ) from None  # fmt: skip
     if not found:
         raise InputError(f"votes {path}: no votes; give what 'hypersd-bench study export' writes")
