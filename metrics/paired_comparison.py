@@ -279,9 +279,7 @@ def _covariance(
     return combined, f"{words}, {num_resamples} resamples of each" if names else words, degrees
 
 
-def _resampled(
-    votes: _Votes, group: NDArray[np.intp], theta: _Array, prior_sd: float, num: int, seed: int
-) -> _Array:
+def _resampled(votes: _Votes, group: NDArray[np.intp], theta: _Array, prior_sd: float, num: int, seed: int) -> _Array:
     """Fits (num, D) to multinomial resamples of clusters."""
     by_cluster = votes.by_cluster(group)
     G = by_cluster.shape[0]
@@ -309,19 +307,18 @@ def _contrasts(
     draws /= np.sqrt(rng.chisquare(degrees, _DRAWS) / degrees)[:, None]
     errors = np.sqrt(np.maximum(V[i, i] + V[j, j] - 2 * V[i, j], 1e-300))
     worst = np.zeros(_DRAWS)
-    for a, b, error in zip(i, j, errors, strict=True):
+    for a, b, error in zip(i.tolist(), j.tolist(), errors, strict=True):
         np.maximum(worst, np.abs(draws[:, a] - draws[:, b]) / error, out=worst)
     critical = float(np.quantile(worst, confidence))
     difference = strength[i] - strength[j]
     low, high = difference - critical * errors, difference + critical * errors
-    for a, b, least, most in zip(i, j, low, high, strict=True):
-        better, worse = (a, b) if least > 0 else (b, a)
+    for a, b, least, most in zip(i.tolist(), j.tolist(), low, high, strict=True):
         if least > 0 or most < 0:
-            below[better] += 1
-            above[worse] += 1
+            below[a if least > 0 else b] += 1
+            above[b if least > 0 else a] += 1
     found = (
         Contrast(names[a], names[b], float(d), float(lo), float(hi))
-        for a, b, d, lo, hi in zip(i, j, difference, low, high, strict=True)
+        for a, b, d, lo, hi in zip(i.tolist(), j.tolist(), difference, low, high, strict=True)
     )
     return tuple(found), below, above
 
@@ -334,5 +331,5 @@ def _centering(K: int) -> _Array:
 
 
 def _left_rate(gamma: float, log_nu: float) -> float:
-    left, tie, right = _probabilities(np.array([gamma / 2, log_nu, -gamma / 2]))
+    left, tie, _ = _probabilities(np.array([gamma / 2, log_nu, -gamma / 2]))
     return float(left + tie / 2)

@@ -5,7 +5,7 @@ Intervals are bootstraps over clusters (prompts, or raters for test-retest): per
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,7 +79,7 @@ def percent_agreement(
     def share(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         w = weights[:, groups]
         with np.errstate(invalid="ignore", divide="ignore"):
-            return (w @ agreeing) / (w @ pairs)
+            return np.asarray((w @ agreeing) / (w @ pairs))
 
     return _bootstrapped(share, groups, int(units.sum()), num_resamples, seed, confidence)
 
@@ -102,7 +102,7 @@ def retest(
     def share(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         w = weights[:, groups]
         with np.errstate(invalid="ignore", divide="ignore"):
-            return (w @ same) / w.sum(axis=1)
+            return np.asarray((w @ same) / w.sum(axis=1))
 
     return _bootstrapped(share, groups, len(same), num_resamples, seed, confidence)
 
@@ -149,10 +149,14 @@ def _counts(
 
 
 def _bootstrapped(
-    statistic: object, groups: NDArray[np.intp], n: int, num_resamples: int, seed: int, confidence: float
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    groups: NDArray[np.intp],
+    n: int,
+    num_resamples: int,
+    seed: int,
+    confidence: float,
 ) -> Agreement:
     """The statistic at weights of one, and percentiles of it over multinomial weights of clusters."""
-    assert callable(statistic)
     if not len(groups):
         return Agreement(np.nan, np.nan, np.nan, n, 0)
     G = int(groups.max()) + 1

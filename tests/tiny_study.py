@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tests.synthetic_run import make_run
 from tests.tiny_design import SESSION
@@ -23,7 +24,5 @@ def make_study(
 ) -> Study:
     """Make a run in ``folder / "run"`` and a study of it in ``folder / "study"``."""
     run = make_run(folder / "run", models=models, steps=steps, num_prompts=num_prompts, replicates=1)
-    design = make_design(
-        run, plan or Plan(), criteria, load_wording(None, criteria), {**SESSION, **session}, Rules()
-    )
+    design = make_design(run, plan or Plan(), criteria, load_wording(None, criteria), {**SESSION, **session}, Rules())
     return new_study(run, folder / "study", design)

@@ -29,8 +29,12 @@ def study() -> None:
 @click.option("--prompts", type=click.IntRange(1), default=40, show_default=True, help="Prompts of each comparison.")
 @click.option("--comparisons", type=click.IntRange(1), default=1, show_default=True, help="Tested together (Holm).")
 @click.option("--power", type=click.FloatRange(0.5, 0.999), default=0.8, show_default=True)
-@click.option("--icc-rater", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Likeness of a rater's votes.")
-@click.option("--icc-prompt", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="Likeness of a prompt's.")
+@click.option(
+    "--icc-rater", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Likeness of a rater's votes."
+)
+@click.option(
+    "--icc-prompt", type=click.FloatRange(0, 1), default=0.1, show_default=True, help="Likeness of a prompt's."
+)
 @click.option("--like", type=FOLDER, help="Take both likenesses from the votes of this study.")
 @AS_JSON
 def plan(effect: float, as_json: bool, like: Path | None, **settings: Any) -> None:
@@ -55,21 +59,39 @@ def plan(effect: float, as_json: bool, like: Path | None, **settings: Any) -> No
 @click.option("--out", type=FOLDER, required=True, help="The study's folder, which must not exist.")
 @click.option("--pairs", help="What meets: a@4:b@4,c@1:d@1.  [default: the baseline against all at each step count]")
 @click.option("--pairs-each", type=click.IntRange(1), default=40, show_default=True, help="Pairs of each comparison.")
-@click.option("--per-rater", type=click.IntRange(1), default=40, show_default=True, help="Pairs one rater gets at most.")
-@click.option("--votes-per-pair", type=click.IntRange(1), help="Votes on each pair at most.  [default: what the raters give]")
+@click.option(
+    "--per-rater", type=click.IntRange(1), default=40, show_default=True, help="Pairs one rater gets at most."
+)
+@click.option(
+    "--votes-per-pair", type=click.IntRange(1), help="Votes on each pair at most.  [default: what the raters give]"
+)
 @click.option("--raters", type=click.IntRange(1), default=30, show_default=True, help="People expected to vote.")
-@click.option("--effect", type=click.FloatRange(0.5, 1), default=0.6, show_default=True, help="Preference rate to show.")
-@click.option("--criteria", default="overall", show_default=True, help="Asked of each pair: overall,alignment,appeal,defects.")
-@click.option("--practice", type=click.IntRange(0, 20), default=2, show_default=True, help="Practice pairs, with feedback.")
-@click.option("--gold-every", type=int, default=10, show_default=True, help="One item of so many has a known answer; 0: none.")
-@click.option("--repeat-every", type=int, default=20, show_default=True, help="One item of so many is asked again; 0: none.")
-@click.option("--lease", type=click.IntRange(1, 24 * 60), default=20, show_default=True, help="Minutes a pair waits for its vote.")
+@click.option(
+    "--effect", type=click.FloatRange(0.5, 1), default=0.6, show_default=True, help="Preference rate to show."
+)
+@click.option(
+    "--criteria", default="overall", show_default=True, help="Asked of each pair: overall,alignment,appeal,defects."
+)
+@click.option(
+    "--practice", type=click.IntRange(0, 20), default=2, show_default=True, help="Practice pairs, with feedback."
+)
+@click.option(
+    "--gold-every", type=int, default=10, show_default=True, help="One item of so many has a known answer; 0: none."
+)
+@click.option(
+    "--repeat-every", type=int, default=20, show_default=True, help="One item of so many is asked again; 0: none."
+)
+@click.option(
+    "--lease", type=click.IntRange(1, 24 * 60), default=20, show_default=True, help="Minutes a pair waits for its vote."
+)
 @click.option("--policy", type=click.Choice(["balanced", "adaptive"]), default="balanced", show_default=True)
 @click.option("--rule", multiple=True, help="A rule that flags raters, as gold_share=0.7; may be given again.")
 @click.option("--wording", type=FOLDER, help="A YAML file with your own title, consent, instructions and questions.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @AS_JSON
-def new(run: Path, out: Path, criteria: str, wording: Path | None, rule: tuple[str, ...], as_json: bool, **o: Any) -> None:
+def new(
+    run: Path, out: Path, criteria: str, wording: Path | None, rule: tuple[str, ...], as_json: bool, **o: Any
+) -> None:
     """Make a study of RUN's images: its design, fixed and hashed, and the images as raters get them."""
     from hypersd_bench.store import RunStore
     from user_study.making import Plan, make_design
@@ -100,8 +122,8 @@ def new(run: Path, out: Path, criteria: str, wording: Path | None, rule: tuple[s
         click.echo(json.dumps(told, indent=2))
         return
     click.echo(
-        f"{out}: {told['pairs']} pairs of {len(design.comparisons)} comparisons, at most {told['votes_per_pair']} votes "
-        f"on each and {told['pairs_per_rater']} pairs for each rater"
+        f"{out}: {told['pairs']} pairs of {len(design.comparisons)} comparisons, at most {told['votes_per_pair']} "
+        f"votes on each and {told['pairs_per_rater']} pairs for each rater"
     )
     click.echo(f"design {made.design.hash} (say this hash where you preregister)")
     click.echo(f"Next: hypersd-bench study serve {out}")
@@ -111,7 +133,9 @@ def new(run: Path, out: Path, criteria: str, wording: Path | None, rule: tuple[s
 @click.argument("folder", metavar="STUDY", type=FOLDER)
 @click.option("--raters", type=click.IntRange(1, 100_000), required=True, help="How many links.")
 @click.option("--base-url", required=True, help="Where raters reach the study, such as https://study.example.org")
-@click.option("--days", type=click.FloatRange(min=0, min_open=True), default=30, show_default=True, help="How long they hold.")
+@click.option(
+    "--days", type=click.FloatRange(min=0, min_open=True), default=30, show_default=True, help="How long they hold."
+)
 @click.option("--out", type=FOLDER, help="A CSV file to write.  [default: print them]")
 def links(folder: Path, raters: int, base_url: str, days: float, out: Path | None) -> None:
     """Make signed links, one for each rater; whoever opens one votes as that rater, on any device."""
@@ -186,7 +210,7 @@ def analyse(folder: Path, run: Path | None, no_metrics: bool, db: str | None, as
     """Preference rates, a ranking, agreement, rater quality and sensitivity; kept in STUDY/analysis.json."""
     from hypersd_bench.store import write_bytes, write_json
     from user_study.analysis import analyse as analyse_votes
-    from user_study.analysis import card_markdown
+    from user_study.analysis import card_markdown, lines
     from user_study.study import load_study
 
     opened = load_study(folder)
@@ -201,7 +225,7 @@ def analyse(folder: Path, run: Path | None, no_metrics: bool, db: str | None, as
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
         return
-    click.echo("\n".join(found.lines()))
+    click.echo("\n".join(lines(found)))
     click.echo(f"\nall of it: {folder / 'analysis.json'}; for the paper: {folder / 'card.md'}")
 
 

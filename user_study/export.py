@@ -65,13 +65,17 @@ def write_export(path: Path, rows: Sequence[dict[str, Any]], form: str) -> None:
     """Write the rows and, beside them, the codebook; raises InputError when the path exists or can't be written."""
     if path.exists():
         raise InputError(f"{path} exists; name another file")
-    encode = {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[form]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path.with_name(f"{path.stem}.codebook.md"), codebook().encode())
-        write_bytes(path, encode(rows))
+        write_bytes(path, encode_export(rows, form))
     except OSError as error:
         raise InputError(f"can't write {path}: {error.strerror or error}") from error
+
+
+def encode_export(rows: Sequence[dict[str, Any]], form: str) -> bytes:
+    """The rows as the bytes of a CSV, JSONL or parquet file."""
+    return {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[form](rows)
 
 
 def codebook() -> str:

@@ -11,6 +11,8 @@ from metrics.vote_power import intraclass, plan_votes
 from user_study.design import Design
 from user_study.records import VoteRow
 
+ICC_RATER, ICC_PROMPT = 0.05, 0.1  # sober guesses before there are votes: a design effect of about 3
+LIKENESS_FROM = 100  # votes from which the likeness is estimated rather than guessed
 SECONDS_A_VOTE = 7  # a first guess for two pictures and one question; the pilot tells
 
 

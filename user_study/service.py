@@ -15,6 +15,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Red
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from user_study.admin import routes as admin_routes
 from user_study.design import Choice
 from user_study.guard import BAD_LINKS_PER_ADDRESS, JOINS_PER_ADDRESS, WRITES_PER_RATER, Guard, RateLimits
 from user_study.links import BadLink, ExpiredLink, make_cookie, read_cookie, read_link
@@ -69,8 +70,10 @@ def create_service(study: ServedStudy, admin_password: str | None = None) -> Fas
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.study = study
     app.state.limits = RateLimits()
+    app.state.admin_password = admin_password
     app.add_middleware(Guard)
     app.include_router(routes)
+    app.include_router(admin_routes)
     app.add_exception_handler(StarletteHTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _wrong_request)
     for error, status, code in (

@@ -27,8 +27,8 @@ DESIGN, KEY, IMAGES, VOTES = "design.json", "study.key", "images", "votes.sqlite
 class Study:
     """A study made by ``new_study``.
 
-    key: signs links and cookies, names images and raters; whoever has it is not blind. run_folder: where the run lay; it may
-    have moved since.
+    key: signs links and cookies, names images and raters; whoever has it is not blind. run_folder: where the run lay;
+    it may have moved since.
     """
 
     folder: Path

@@ -83,8 +83,8 @@ def _by_pair(path: Path, rows: Sequence[dict[str, str]]) -> dict[Pair, list[Vote
             raise InputError(f"votes {path}, line {number}: steps {row['steps_a']!r} and {row['steps_b']!r} must be "
                              "whole numbers") from None  # fmt: skip
         except KeyError:
-            raise InputError(f"votes {path}, line {number}: preferred must be a, b, tie or both-bad, not {row['preferred']!r}"
-                             ) from None  # fmt: skip
+            raise InputError(f"votes {path}, line {number}: preferred must be a, b, tie or both-bad, "
+                             f"not {row['preferred']!r}") from None  # fmt: skip
     if not found:
         raise InputError(f"votes {path}: no votes; give what 'hypersd-bench study export' writes")
     return dict(found)

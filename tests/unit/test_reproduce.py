@@ -583,7 +583,10 @@ def test_without_votes_nothing_is_measured() -> None:
     ("text", "words"),
     [
         ("rater,preferred\nr,a\n", "no column model_a, steps_a, model_b, steps_b"),
-        ("rater,model_a,steps_a,model_b,steps_b,preferred\nr,a,1,b,1,left\n", "line 2: preferred must be a, b, tie or both-bad"),
+        (
+            "rater,model_a,steps_a,model_b,steps_b,preferred\nr,a,1,b,1,left\n",
+            "line 2: preferred must be a, b, tie or both-bad",
+        ),
         ("rater,model_a,steps_a,model_b,steps_b,preferred\nr,a,x,b,1,a\n", "line 2: steps 'x' and '1' must be whole"),
         ("rater,model_a,steps_a,model_b,steps_b,preferred\nr,a,1\n", "line 2: steps '1' and None"),
         ("rater,model_a,steps_a,model_b,steps_b,preferred\n,a,1,b,1,a\n", "line 2: no rater"),

@@ -205,9 +205,7 @@ def test_nobody_votes_for_others_or_without_being_a_rater(open_store: Opener) ->
     assert store.votes() == []
 
 
-def test_a_lost_rater_s_pairs_go_to_others_and_a_late_vote_is_kept_as_surplus(
-    open_store: Opener, clock: Clock
-) -> None:
+def test_a_lost_rater_s_pairs_go_to_others_and_a_late_vote_is_kept_as_surplus(open_store: Opener, clock: Clock) -> None:
     store = open_store(tiny_design(1, (("one", "two"),), votes_per_pair=1, lease_minutes=10))
     lost, hers = _joined(store)
     ben, his = _joined(store)

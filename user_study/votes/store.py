@@ -82,7 +82,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What counts for an assignment now: the first vote's choices; better: the side of a practice pair's better image."""
+    """What counts for an assignment now: the first vote's choices, and for practice on which side the better one is."""
 
     assignment_id: str
     choices: Mapping[str, Choice]
@@ -280,7 +280,7 @@ class VoteStore:
             load[item.pair.id] = load.get(item.pair.id, 0) + 1
 
     def _assign(self, db: sa.Connection, rater_id: str, item: Item, position: int) -> dict[str, Any]:
-        row = {
+        row: dict[str, Any] = {
             "id": secrets.token_urlsafe(16),
             "rater_id": rater_id,
             "pair_id": item.pair.id,
