@@ -41,8 +41,10 @@ def plan(effect: float, as_json: bool, like: Path | None, **settings: Any) -> No
     """Say how many votes a comparison needs to show a preference rate, clustering counted."""
     from user_study.planning import likeness, plan_lines, plan_study
 
-    if effect == 0.5:
-        raise InputError("--effect 0.5 is no preference; name the smallest rate worth showing, such as 0.6")
+    if effect in (0, 0.5, 1):
+        raise InputError(
+            f"--effect {effect:g}: name the smallest rate worth showing, such as 0.6; 0.5 is no preference"
+        )
     if like is not None:
         from user_study.study import load_study
 
@@ -272,6 +274,8 @@ def _rules(given: tuple[str, ...]) -> Any:
             values[name] = known[name](value)
         except ValueError:
             raise InputError(f"--rule {text}: {value!r} is no value for {name}") from None
+        if name.endswith(("_share", "_p")) and not 0 <= values[name] <= 1:
+            raise InputError(f"--rule {text}: {name} must be between 0 and 1")
     return Rules(**values)
 
 

@@ -127,18 +127,18 @@ def _candidates(images: Mapping[tuple[str, int, str, int], ImageRow], comparison
 
 
 def _draw(candidates: Mapping[Comparison, _Candidates], pairs_each: int, seed: int) -> tuple[Pair, ...]:
-    """Draw from each comparison in turn the pair whose prompt was drawn least, lots deciding, until each has enough."""
+    """Draw from each comparison in turn, until each has enough, a pair with a prompt that it, then all, have least."""
     random = Random(f"pairs {seed}")
     left = {comparison: random.sample(found, len(found)) for comparison, found in candidates.items()}
-    drawn: Counter[str] = Counter()
+    drawn: Counter[object] = Counter()  # of prompts, and of (comparison, prompt)
     pairs: list[Pair] = []
     for _ in range(pairs_each):
-        for found in left.values():
+        for comparison, found in left.items():
             if not found:
                 continue
-            index = min(range(len(found)), key=lambda i: drawn[found[i][0].prompt_id])
-            a, b = found.pop(index)
-            drawn[a.prompt_id] += 1
+            counts = [(drawn[comparison, a.prompt_id], drawn[a.prompt_id]) for a, _ in found]
+            a, b = found.pop(counts.index(min(counts)))
+            drawn.update([a.prompt_id, (comparison, a.prompt_id)])
             pairs.append(Pair(f"{len(pairs) + 1:04d}", a.prompt_id, a.prompt, a.replicate, _arm(a), _arm(b)))
     return tuple(pairs)
 

@@ -330,6 +330,8 @@ def _link_page(string: str, study: ServedStudy) -> HTMLResponse:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
+    if error.status_code == 400:  # a body that can't be read at all
+        return JSONResponse({"error": "wrong-request"}, 422)
     return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
 

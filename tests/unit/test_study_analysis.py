@@ -202,4 +202,3 @@ def test_images_that_changed_since_are_not_compared_with_metrics(run: RunStore, 
     design = _design(num_prompts=3)  # files of the run's names, of other content
     found = analyse(design, *simulate(design, TASTES, 2), run).criteria[0].metrics
     assert {row["reason"] for row in found["metrics"]} == {"no pair of which both images are scored"}
-

@@ -1,4 +1,4 @@
-"""``study serve`` and ``study export`` as a user meets them."""
+"""The study's commands as a user meets them."""
 
 from __future__ import annotations
 
@@ -8,79 +8,230 @@ import socket
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from hypersd_bench.errors import InputError
+from tests.simulated_raters import SimulatedRater, Tastes
 from tests.synthetic_run import make_run
-from user_study.cli import study
-from user_study.study import open_study
+from tests.tiny_study import make_study
+from user_study.cli import study as command
+from user_study.export import COLUMNS
+from user_study.links import read_link
+from user_study.study import Study, load_study
+from user_study.votes import Ballot
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return make_run(tmp_path / "run", models=("one", "two"), steps=(4,), num_prompts=3, replicates=1).folder
+def study(tmp_path: Path) -> Study:
+    return make_study(tmp_path, ("one", "two"), (4,), 6, practice=1, gold_every=4)
 
 
-def _voted(run: Path) -> None:
-    opened = open_study(run)
-    votes = opened.votes
-    for choice in ("left", "tie"):
-        rater = votes.rater(votes.join())
-        assert rater
-        turn = votes.turn(rater)
-        while turn.assignment_id:
-            turn = votes.vote(rater, turn.assignment_id, choice, 1000)[1]
+def _voted(study: Study, num_raters: int = 2) -> None:
+    votes = study.open_votes()
+    tastes = Tastes({"one@4": 1.0, "two@4": 0.0})
+    for r in range(num_raters):
+        rater = votes.join(f"rater{r}")
+        votes.consent(rater, "en")
+        turn, simulated = votes.begin(rater), SimulatedRater(rater, tastes)
+        while turn.items:
+            item = turn.items[0]
+            choice, time = simulated.choose(study.design.pair(item.pair_id), item.a_side == "left")
+            ballot = Ballot(f"{rater}-{item.assignment_id}"[:40], item.assignment_id, {"overall": choice}, time)
+            turn = votes.vote(rater, ballot)[1]
     votes.close()
 
 
-def _error(*arguments: str) -> str:
-    result = CliRunner().invoke(study, arguments)
-    assert isinstance(result.exception, InputError)
+def _call(*arguments: object) -> Result:
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result
+
+
+def _error(*arguments: object) -> str:
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    assert isinstance(result.exception, InputError), result.output + repr(result.exception)
+    assert "\n" not in str(result.exception)
     return str(result.exception)
 
 
-def test_export_writes_every_vote_with_what_it_is_about(run: Path) -> None:
-    _voted(run)
-    result = CliRunner().invoke(study, ["export", str(run)])
-    assert result.exit_code == 0
-    assert "6 votes in" in result.output
-    with (run / "study" / "votes.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_plan_says_how_many_votes() -> None:
+    said = _call("plan", "--effect", "0.6", "--raters", "30").output
+    assert "194 votes on a comparison if votes were independent" in said
+    made = json.loads(_call("plan", "--effect", "0.6", "--icc-rater", "0", "--icc-prompt", "0", "--json").output)
+    assert made["votes"] == made["votes_in_all"] == 194
+    assert "not within reach" in _call("plan", "--effect", "0.51").output
+    assert "no preference" in _error("plan", "--effect", "0.5")
+    assert "rate" in _error("plan", "--effect", "1")
+
+
+def test_plan_learns_from_a_pilot(study: Study) -> None:
+    _voted(study)
+    made = json.loads(_call("plan", "--like", study.folder, "--json").output)
+    assert 0 <= made["icc_rater"] <= 1
+    assert (made["icc_rater"], made["icc_prompt"]) != (0.05, 0.1)
+
+
+def test_new_makes_a_whole_folder(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", models=("one", "two"), steps=(1, 4), num_prompts=4, replicates=1).folder
+    options = ("--pairs", "one@4:two@4,one@1:two@4", "--pairs-each", "3", "--gold-every", "5", "--criteria",
+               "overall,appeal", "--rule", "gold_share=0.8", "--rule", "exclude_flagged=true")  # fmt: skip
+    told = json.loads(_call("new", run, "--out", tmp_path / "study", *options, "--json").output)
+    made = load_study(tmp_path / "study")
+    assert told["hash"] == made.design.hash
+    assert (told["pairs"], told["comparisons"]) == (6, ["one@4:two@4", "one@1:two@4"])
+    assert made.design.criteria == ("overall", "appeal")
+    assert (made.design.rules.gold_share, made.design.rules.exclude_flagged) == (0.8, True)
+    assert made.run().folder.resolve() == run.resolve()
+    assert (made.folder / "study.key").stat().st_mode & 0o077 == 0
+    assert {path.name for path in made.folder.iterdir()} == {"design.json", "study.key", "images"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--pairs", "one@4:tow@4"), "did you mean 'two@4'"),
+        (("--pairs", "one@4:two@8"), "did you mean 'two@4'"),
+        (("--criteria", "overal"), "did you mean 'overall'"),
+        (("--criteria", ","), "known: overall"),
+        (("--gold-every", "2"), "at least 3"),
+        (("--repeat-every", "-1"), "at least 4"),
+        (("--rule", "gold_shar=1"), "did you mean 'gold_share'"),
+        (("--rule", "gold_share=high"), "'high' is no value"),
+        (("--rule", "exclude_flagged=maybe"), "no value"),
+        (("--rule", "gold_share=7"), "between 0 and 1"),
+        (("--wording", "nowhere.yaml"), "can't read"),
+    ],
+)
+def test_new_refuses_what_can_t_be_and_writes_nothing(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    run = make_run(tmp_path / "run", models=("one", "two"), steps=(4,), num_prompts=2, replicates=1).folder
+    assert message in _error("new", run, "--out", tmp_path / "study", *options)
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_new_refuses_a_run_with_missing_images(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", models=("one", "two"), steps=(4,), num_prompts=2, replicates=1).folder
+    next((run / "images").rglob("*.png")).unlink()
+    assert "can't read the image" in _error("new", run, "--out", tmp_path / "study")
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+    assert "run.json" in _error("new", tmp_path / "nowhere", "--out", tmp_path / "study")
+
+
+def test_an_existing_folder_is_left_alone(study: Study) -> None:
+    before = study.design.hash
+    assert "exists" in _error("new", study.folder.parent / "run", "--out", study.folder)
+    assert load_study(study.folder).design.hash == before
+
+
+def test_links_are_signed_and_all_different(study: Study, tmp_path: Path) -> None:
+    found = _call("links", study.folder, "--raters", 5, "--base-url", "https://study.example.org/study/").output.split()
+    assert len(set(found)) == 5
+    assert all(link.startswith("https://study.example.org/r/") for link in found)
+    assert len({read_link(study.key, link.rsplit("/", 1)[1]) for link in found}) == 5
+    out = tmp_path / "links.csv"
+    _call("links", study.folder, "--raters", 2, "--base-url", "http://x", "--out", out)
+    assert len(_rows(out)) == 2
+    assert "exists" in _error("links", study.folder, "--raters", 2, "--base-url", "http://x", "--out", out)
+    assert "no address" in _error("links", study.folder, "--raters", 2, "--base-url", "x")
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_export_writes_every_vote_with_what_it_is_about(study: Study, form: str) -> None:
+    _voted(study)
+    assert "rows in" in _call("export", study.folder, "--format", form).output
+    path = study.folder / f"votes.{form}"
+    if form == "csv":
+        rows = _rows(path)
+    elif form == "jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+    else:
+        import pyarrow.parquet as pq
+
+        rows = pq.read_table(path).to_pylist()
+    votes = study.open_votes().votes()
+    assert len(rows) == len(votes)
+    assert list(rows[0]) == list(COLUMNS)
     assert len({row["rater"] for row in rows}) == 2
+    assert not {row["rater"] for row in rows} & {vote.rater for vote in votes}
     for row in rows:
-        assert (row["model_a"], row["model_b"], row["steps_a"], row["steps_b"]) == ("one", "two", "4", "4")
-        assert row["preferred"] == ("tie" if row["choice"] == "tie" else "a" if row["side_a"] == "left" else "b")
-        assert row["prompt"].startswith("a fox left of a pizza")
+        neither = row["choice"] in ("tie", "both-bad")
+        assert row["preferred"] == (row["choice"] if neither else "a" if row["side_a"] == row["choice"] else "b")
+        assert str(row["voted_at"]).endswith("Z")
+    book = path.with_name("votes.codebook.md").read_text()
+    assert all(f"| {column} |" in book for column in COLUMNS)
+    assert "exists" in _error("export", study.folder, "--format", form)
 
 
-def test_the_summary_counts_ties_half(run: Path) -> None:
-    _voted(run)
-    rows = json.loads(CliRunner().invoke(study, ["export", str(run), "--json"]).stdout)
-    wins = sum(row["preferred"] == "a" for row in rows)
-    shown = CliRunner().invoke(study, ["export", str(run)]).output
-    assert f"one@4 preferred over two@4: {(wins + 1.5) / 6:.0%} [" in shown
-    assert "6 votes (3 ties) of 2 raters" in shown
+def test_an_export_can_be_reproduced_from(study: Study) -> None:
+    from metrics.reproduce.votes import read_votes
+
+    _voted(study)
+    _call("export", study.folder)
+    main = [vote for vote in study.open_votes().votes() if vote.kind == "main"]
+    (pair,) = read_votes(study.folder / "votes.csv").items()
+    assert pair[0] == ("one", 4, "two", 4)
+    assert len(pair[1]) == len(main)
 
 
-def test_an_existing_out_file_is_kept(run: Path, tmp_path: Path) -> None:
-    _voted(run)
-    mine = tmp_path / "mine.csv"
-    mine.write_text("precious")
-    assert "exists" in _error("export", str(run), "--out", str(mine))
-    assert mine.read_text() == "precious"
+def test_a_prompt_that_looks_like_a_formula_stays_text(study: Study) -> None:
+    from dataclasses import replace
+
+    from user_study.export import encode_export, export_rows
+
+    _voted(study)
+    pairs = tuple(replace(pair, prompt="=1+1") for pair in study.design.pairs)
+    design = replace(study.design, pairs=pairs)
+    rows = export_rows(design, study.open_votes().votes(), study.key)
+    assert b"'=1+1" in encode_export(rows, "csv")
+    assert b'"=1+1"' in encode_export(rows, "jsonl")
 
 
-def test_bad_input_is_one_clear_line(run: Path, tmp_path: Path) -> None:
-    assert "no study yet" in _error("export", str(run))
-    assert "run.json" in _error("serve", str(tmp_path / "nowhere"), "--port", "0")
-    lonely = make_run(tmp_path / "lonely", models=("one",), steps=(4,), num_prompts=1).folder
-    assert "needs two" in _error("serve", str(lonely), "--port", "0")
-    assert not (lonely / "study").exists()
+def test_analyse_says_the_verdict_and_keeps_everything(study: Study) -> None:
+    _voted(study, 6)
+    said = _call("analyse", study.folder).output
+    assert "one@4" in said
+    assert "people against metrics" in said
+    assert "clip-score/pocket" in said
+    kept = json.loads((study.folder / "analysis.json").read_text())
+    assert kept == json.loads(_call("analyse", study.folder, "--json").output)
+    assert kept["criteria"][0]["rates"][0]["n"] == kept["counts"]["votes"] == 36
+    assert kept["design_hash"] in (study.folder / "card.md").read_text()
 
 
-def test_a_port_in_use_names_another(run: Path) -> None:
+def test_analyse_goes_without_a_run_that_is_gone(study: Study, tmp_path: Path) -> None:
+    _voted(study)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    result = _call("analyse", study.folder)
+    assert "without the run's metrics" in result.stderr
+    assert "the run is not at hand" in result.stdout
+    assert "clip-score" in _call("analyse", study.folder, "--run", tmp_path / "moved").output
+    other = make_run(tmp_path / "other", models=("one", "two"), steps=(4,), num_prompts=1).folder
+    manifest = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps({**manifest, "spec_hash": "1" * 64}))
+    assert "another run" in _error("analyse", study.folder, "--run", other)
+
+
+def test_bad_folders_are_one_clear_line(study: Study, tmp_path: Path) -> None:
+    for verb in ("export", "analyse"):
+        assert "no votes yet" in _error(verb, study.folder)
+        assert "is a run; make a study of it" in _error(verb, tmp_path / "run")
+        assert "is no study" in _error(verb, tmp_path / "nowhere")
+    (study.folder / "study.key").write_bytes(b"short")
+    assert "damaged" in _error("serve", study.folder, "--port", 0)
+    (study.folder / "study.key").unlink()
+    assert "can't be read" in _error("serve", study.folder, "--port", 0)
+
+
+def test_serving_refuses_what_can_t_be_served(study: Study) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"try --port {port + 1}" in _error("serve", str(run), "--port", str(port))
+        assert f"try --port {port + 1}" in _error("serve", study.folder, "--port", port)
+    assert "not supported" in _error("serve", study.folder, "--port", 0, "--db", "mysql://x/y")
+    next((study.folder / "images").iterdir()).unlink()
+    assert "missing (1 of" in _error("serve", study.folder, "--port", 0)
