@@ -11,7 +11,7 @@ SESSION: dict[str, Any] = {"practice": 0, "gold_every": 0, "repeat_every": 0}
 
 def make_pairs(num_prompts: int, comparisons: tuple[tuple[str, str], ...], prefix: str = "") -> tuple[Pair, ...]:
     """``num_prompts`` pairs of each comparison, at four steps."""
-    pairs = []
+    pairs: list[Pair] = []
     for p in range(num_prompts):
         for a, b in comparisons:
             arms = [Arm(Configuration(name, 4), f"images/{name}/{p}.png", "0" * 64) for name in (a, b)]

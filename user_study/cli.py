@@ -28,7 +28,7 @@ def study() -> None:
 @click.option("--raters", type=click.IntRange(1), default=30, show_default=True, help="People who will vote.")
 @click.option("--prompts", type=click.IntRange(1), default=40, show_default=True, help="Prompts of each comparison.")
 @click.option("--comparisons", type=click.IntRange(1), default=1, show_default=True, help="Tested together (Holm).")
-@click.option("--power", type=click.FloatRange(0.5, 0.999), default=0.8, show_default=True)
+@click.option("--power", type=click.FloatRange(0.5, 0.999), default=0.8, show_default=True, help="Chance to show it.")
 @click.option(
     "--icc-rater", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="Likeness of a rater's votes."
 )
@@ -86,10 +86,16 @@ def plan(effect: float, as_json: bool, like: Path | None, **settings: Any) -> No
 @click.option(
     "--lease", type=click.IntRange(1, 24 * 60), default=20, show_default=True, help="Minutes a pair waits for its vote."
 )
-@click.option("--policy", type=click.Choice(["balanced", "adaptive"]), default="balanced", show_default=True)
+@click.option(
+    "--policy",
+    type=click.Choice(["balanced", "adaptive"]),
+    default="balanced",
+    show_default=True,
+    help="Adaptive asks more of what is undecided.",
+)
 @click.option("--rule", multiple=True, help="A rule that flags raters, as gold_share=0.7; may be given again.")
 @click.option("--wording", type=FOLDER, help="A YAML file with your own title, consent, instructions and questions.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn: pairs, order, sides.")
 @AS_JSON
 def new(
     run: Path, out: Path, criteria: str, wording: Path | None, rule: tuple[str, ...], as_json: bool, **o: Any

@@ -29,7 +29,7 @@ def demo(out: Path, as_json: bool) -> None:
     _say(
         f"Done. Open {page.resolve()}\n"
         f"'{SHORT}' is the run you just watched: far shorter than the shipped ones, and worse for it.\n"
-        f"Next: hypersd-bench study serve {out}      (blind pairwise votes in the browser)"
+        f"Next: hypersd-bench study new {out} --out study, then study serve study      (blind votes in the browser)"
     )
 
 

@@ -14,7 +14,7 @@ from hypersd_bench.cli.main import main
 from hypersd_bench.store import RunStore
 from tests.tiny_base import make_tiny_base
 from user_study.service import create_service
-from user_study.study import open_study
+from user_study.study import load_study, serve_study
 
 
 @pytest.mark.usefixtures("toy_metrics")
@@ -52,17 +52,24 @@ def test_distil_run_report_vote(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "Brightness" in page
     assert "its weights are not here" in page  # unscored is not zero, and says why
 
-    study = open_study(run, 4)
+    folder = tmp_path / "study"
+    assert main(["study", "new", str(run), "--pairs", "mine@1:teacher@1", "--pairs-each", "4", "--practice", "0",
+                 "--out", str(folder)]) == 0  # fmt: skip
+    study = serve_study(load_study(folder))
+    shown = {"input": "key", "viewport": "800x600", "pixel_ratio": 1.0, "language": "en"}
     with TestClient(create_service(study)) as client:
         client.post("/api/join").raise_for_status()
-        turn = client.get("/api/next").json()
-        while turn["pair"]:
-            vote = {"assignment_id": turn["pair"]["assignment_id"], "choice": "left", "response_ms": 900}
-            turn = client.post("/api/vote", json=vote).json()["next"]
+        client.post("/api/consent", json={"language": "en"}).raise_for_status()
+        turn = client.post("/api/begin").json()
+        while turn["items"]:
+            name = turn["items"][0]["assignment_id"]
+            vote = {"key": name, "assignment_id": name, "choices": {"overall": "left"}, "response_ms": 900, **shown}
+            turn = client.post("/api/vote", json=vote).json()["turn"]
     study.votes.close()
-    assert main(["study", "export", str(run), "--out", str(tmp_path / "votes.csv")]) == 0
+    assert main(["study", "export", str(folder), "--out", str(tmp_path / "votes.csv")]) == 0
     with (tmp_path / "votes.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 4
+        assert sum(row["kind"] == "main" for row in csv.DictReader(file)) == 4
+    assert main(["study", "analyse", str(folder)]) == 0
 
 
 @pytest.mark.parametrize(
@@ -73,7 +80,7 @@ def test_distil_run_report_vote(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["run"], "no models"),
         (["report", "absent"], "not a run directory"),
         (["compare", "absent"], "not a run directory"),
-        (["study", "serve", "absent"], "not a run directory"),
+        (["study", "serve", "absent"], "is no study"),
         (["export", "absent"], "not a run directory"),
         (["distill", "hyper-ds"], "did you mean 'hyper-sd'"),
         (["distill", "lcm", "--preset", "poket"], "did you mean 'pocket'"),

@@ -544,7 +544,8 @@ def test_rules_keep_to_their_families_and_sizes() -> None:
 
 def vote(rater: str, preferred: str, **pair: Any) -> dict[str, Any]:
     of = {"model_a": "hyper-sd", "steps_a": 1, "model_b": "turbo", "steps_b": 1} | pair
-    return dict.fromkeys(export.COLUMNS, "") | of | {"rater": rater, "preferred": preferred}
+    mine = {"rater": rater, "preferred": preferred, "kind": "main", "criterion": "overall"}
+    return dict.fromkeys(export.COLUMNS, "") | of | mine
 
 
 def test_the_columns_are_those_of_the_studys_export() -> None:
@@ -558,7 +559,8 @@ def test_votes_beside_the_published_rate(tmp_path: Path) -> None:
     straight, other = {8: "tie", 9: "b"}, {8: "tie", 9: "a"}
     votes = [vote(f"r{r}", straight.get(i, "a")) for r in range(5) for i in range(10)]
     votes += [vote(f"r{r}", other.get(i, "b"), **turned) for r in range(5, 10) for i in range(10)]
-    export.write_csv(tmp_path / "votes.csv", [*votes, vote("r0", "a", model_b="pcm")])
+    unread = [vote("r0", "b") | {"kind": "gold"}, vote("r0", "b") | {"criterion": "appeal"}]
+    export.write_export(tmp_path / "votes.csv", [*votes, *unread, vote("r0", "a", model_b="pcm")], "csv")
     given = read_votes(tmp_path / "votes.csv")
     cells = {(c.row.model_a, c.row.steps_a, c.row.model_b): c for c in compare_votes(preset, given)}
     cell = cells["hyper-sd", 1, "turbo"]
@@ -568,7 +570,7 @@ def test_votes_beside_the_published_rate(tmp_path: Path) -> None:
     others = [c for key, c in cells.items() if key != ("hyper-sd", 1, "turbo")]
     assert {(c.verdict, c.reason) for c in others} == {("not measured", "no votes on this pair")}
 
-    export.write_csv(tmp_path / "lost.csv", [vote(f"r{r}", "b") for r in range(10) for _ in range(10)])
+    export.write_export(tmp_path / "lost.csv", [vote(f"r{r}", "b") for r in range(10) for _ in range(10)], "csv")
     lost = compare_votes(preset, read_votes(tmp_path / "lost.csv"))
     assert [c.verdict for c in lost if c.ours] == ["outside"]
 

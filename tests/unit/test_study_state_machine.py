@@ -114,8 +114,9 @@ class Study(RuleBasedStateMachine):
         allowed = self.store.turn(rater).undo == ballot.key
         self.turns[rater] = self.store.undo(rater, ballot.key)
         if allowed:
-            assert counts is ballot
-            del self.counted[ballot.assignment_id]
+            assert counts is not None
+            assert counts.key == ballot.key
+            del self.counted[counts.assignment_id]
 
     @precondition(lambda self: self.sent and len(self.raters) > 1)
     @rule(data=st.data())
