@@ -19,7 +19,6 @@ from limits import RateLimitItemPerMinute
 from pydantic import BaseModel, ConfigDict
 
 from user_study.export import encode_export, export_rows
-from user_study.progress import progress
 from user_study.study import ServedStudy
 
 USER = "admin"
@@ -72,6 +71,8 @@ def page(request: Request) -> HTMLResponse:
 @routes.get("/state.json")
 def state(request: Request, response: Response) -> dict[str, Any]:
     """How the study stands."""
+    from user_study.progress import progress  # scipy with it: a second that the start of the server need not wait
+
     response.headers.update(_NO_STORE)
     study: ServedStudy = request.app.state.study
     votes = study.votes

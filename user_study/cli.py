@@ -145,7 +145,8 @@ def new(
     "--days", type=click.FloatRange(min=0, min_open=True), default=30, show_default=True, help="How long they hold."
 )
 @click.option("--out", type=FOLDER, help="A CSV file to write.  [default: print them]")
-def links(folder: Path, raters: int, base_url: str, days: float, out: Path | None) -> None:
+@AS_JSON
+def links(folder: Path, raters: int, base_url: str, days: float, out: Path | None, as_json: bool) -> None:
     """Make signed links, one for each rater; whoever opens one votes as that rater, on any device."""
     from hypersd_bench.store import write_bytes
     from user_study.links import make_link
@@ -160,6 +161,9 @@ def links(folder: Path, raters: int, base_url: str, days: float, out: Path | Non
     tokens = [make_link(opened.key, expires)[1] for _ in range(raters)]
     base = base_url.rstrip("/").removesuffix("/study")
     lines = [f"{base}/r/{token}" for token in tokens]
+    if as_json:
+        click.echo(json.dumps([{"link": line, "expires": expires.isoformat(timespec="minutes")} for line in lines]))
+        return
     if out is None:
         click.echo("\n".join(lines))
         return

@@ -214,6 +214,7 @@ def test_a_lost_rater_s_pairs_go_to_others_and_a_late_vote_is_kept_as_surplus(op
     his = store.turn(ben)
     assert his.items[0].pair_id == hers.items[0].pair_id
     store.vote(ben, _ballot(his))
+    clock.move(1)
     recorded, turn = store.vote(lost, _ballot(hers, "tie"))
     assert recorded.choices == {"overall": "tie"}
     assert turn.phase == "finished"
