@@ -103,6 +103,7 @@ def new(
     """Make a study of RUN's images: its design, fixed and hashed, and the images as raters get them."""
     from hypersd_bench.store import RunStore
     from user_study.making import Plan, make_design
+    from user_study.planning import smallest_shown
     from user_study.study import new_study
     from user_study.wording import load_wording
 
@@ -118,6 +119,7 @@ def new(
     store = RunStore.open(run)
     design = make_design(store, chosen, asked, load_wording(wording, asked), session, _rules(rule))
     made = new_study(store, out, design)
+    shown = smallest_shown(design)
     told = {
         "study": str(out),
         "hash": design.hash,
@@ -125,6 +127,7 @@ def new(
         "pairs": len(design.pairs),
         "votes_per_pair": design.session.votes_per_pair,
         "pairs_per_rater": design.session.pairs_per_rater,
+        "smallest_rate_shown": shown,
     }
     if as_json:
         click.echo(json.dumps(told, indent=2))
@@ -133,6 +136,7 @@ def new(
         f"{out}: {told['pairs']} pairs of {len(design.comparisons)} comparisons, at most {told['votes_per_pair']} "
         f"votes on each and {told['pairs_per_rater']} pairs for each rater"
     )
+    click.echo(_reach(shown, design.planned_rate))
     click.echo(f"design {made.design.hash} (say this hash where you preregister)")
     click.echo(f"Next: hypersd-bench study serve {out}")
 
@@ -189,7 +193,14 @@ def serve(folder: Path, port: int, host: str, db: str | None, invited_only: bool
 
 @study.command()
 @click.argument("folder", metavar="STUDY", type=FOLDER)
-@click.option("--format", "form", type=click.Choice(["csv", "jsonl", "parquet"]), default="csv", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["csv", "jsonl", "parquet"]),
+    default="csv",
+    show_default=True,
+    help="Of the file; parquet keeps the types.",
+)
 @click.option("--out", type=FOLDER, help="The file to write, which must not exist.  [default: STUDY/votes.FORMAT]")
 @DB
 @AS_JSON
@@ -239,6 +250,15 @@ def analyse(folder: Path, run: Path | None, no_metrics: bool, db: str | None, as
         return
     click.echo("\n".join(lines(found)))
     click.echo(f"\nall of it: {folder / 'analysis.json'}; for the paper: {folder / 'card.md'}")
+
+
+def _reach(shown: float, planned: float) -> str:
+    reach = (
+        f"so many votes can show a preference of {shown:.1%} (80 % power)" if shown < 1 else "too few votes to show any"
+    )
+    if shown <= planned:
+        return reach
+    return f"{reach}, not the planned {planned:.0%}: see study plan; then more raters, pairs, or --per-rater"
 
 
 def _run_of(opened: Any, run: Path | None) -> Any:

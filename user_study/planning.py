@@ -7,7 +7,7 @@ from dataclasses import asdict
 from math import ceil
 from typing import Any
 
-from metrics.vote_power import intraclass, plan_votes
+from metrics.vote_power import intraclass, plan_votes, smallest_rate
 from user_study.design import Design
 from user_study.records import VoteRow
 
@@ -61,6 +61,18 @@ def plan_lines(made: dict[str, Any]) -> list[str]:
         f"(about {made['minutes_of_each_rater']:g} minutes at {SECONDS_A_VOTE} s a vote)",
         f"  {made['votes_per_prompt']:.1f} votes on each of {made['prompts']} prompts of a comparison",
     ]
+
+
+def smallest_shown(design: Design) -> float:
+    """The smallest preference rate that every comparison shows once its pairs have the votes they may get at most."""
+    quota = design.session.votes_per_pair or design.planned_raters
+    rates = []
+    for name in design.comparisons:
+        prompts = [pair.prompt_id for pair in design.pairs if pair.comparison == name]
+        votes, m = quota * len(prompts), len(design.comparisons)
+        alike = {"icc_rater": ICC_RATER, "icc_prompt": ICC_PROMPT}
+        rates.append(smallest_rate(votes, design.planned_raters, len(set(prompts)), num_comparisons=m, **alike))
+    return max(rates)
 
 
 def likeness(design: Design, votes: Sequence[VoteRow]) -> dict[str, float]:

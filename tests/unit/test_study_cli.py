@@ -91,6 +91,17 @@ def test_new_makes_a_whole_folder(tmp_path: Path) -> None:
     assert {path.name for path in made.folder.iterdir()} == {"design.json", "study.key", "images"}
 
 
+def test_new_says_what_its_votes_can_show(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", models=("one", "two"), steps=(4,), num_prompts=40, replicates=1).folder
+    few = _call("new", run, "--out", tmp_path / "few", "--raters", "2").output
+    assert "not the planned 60%" in few
+    options = ("--raters", "40", "--effect", "0.65", "--json")
+    told = json.loads(_call("new", run, "--out", tmp_path / "many", *options).output)
+    planned = json.loads(_call("plan", "--effect", told["smallest_rate_shown"], "--raters", "40", "--json").output)
+    assert planned["votes"] == pytest.approx(told["votes_per_pair"] * told["pairs"], rel=0.05)
+    assert 0.5 < told["smallest_rate_shown"] < 0.65
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
