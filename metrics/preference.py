@@ -9,9 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from metrics.stats import CONFIDENCE, Estimate, clustered_rate, wilson
-
-__all__ = ["Rate", "clustered_rate", "preference_rate", "two_way_rate"]
+from metrics.stats import CONFIDENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +29,6 @@ class Rate:
     p_value: float
     design_effect: float
     widest: str
-
-
-def preference_rate(wins: int, losses: int, ties: int) -> Estimate:
-    """Share of votes for a model, a tie counting half, with Wilson's interval; votes are taken as independent."""
-    return wilson(wins + ties / 2, wins + losses + ties)
 
 
 def two_way_rate(

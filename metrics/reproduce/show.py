@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from metrics.preference import Rate
     from metrics.reproduce.table import Cell, Outcome
     from metrics.reproduce.votes import StudyCell
     from metrics.stats import Estimate
@@ -89,7 +90,7 @@ def print_study(console: Console, study: Study, cells: Sequence[StudyCell], unma
             _percent(ours) if ours else "-",
             str(ours.n) if ours else "-",
             str(cell.ties) if ours else "-",
-            str(ours.num_clusters) if ours else "-",
+            str(ours.num_raters) if ours else "-",
             str(cell.votes_needed),
             cell.verdict + notes.mark(cell.reason),
         )
@@ -249,8 +250,8 @@ def _interval(estimate: Estimate, digits: int) -> str:
     return f"{text} \\[{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
-def _percent(estimate: Estimate) -> str:
-    return f"{100 * estimate.value:.1f} % \\[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+def _percent(rate: Rate) -> str:
+    return f"{100 * rate.value:.1f} % \\[{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
 
 def _say(console: Console, text: str) -> None:

@@ -9,20 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hypersd_bench.errors import InputError
-from metrics.preference import clustered_rate
+from metrics.preference import Rate, two_way_rate
 from metrics.reproduce.preset import Study, StudyRow
 from metrics.reproduce.window import Verdict, votes_needed
-from metrics.stats import Estimate
 
 COLUMNS = ("rater", "model_a", "steps_a", "model_b", "steps_b", "preferred")  # of an export of votes, those read here
 VALUES = {"a": 1.0, "tie": 0.5, "both-bad": 0.5, "b": 0.0}
 Pair = tuple[str, int, str, int]  # model and steps of the first, of the second
-Vote = tuple[str, float]  # rater, and 1 for the first model, 0.5 for a tie, 0 for the second
+Vote = tuple[str, str, float]  # rater, prompt, and 1 for the first model, 0.5 for a tie, 0 for the second
 
 
 @dataclass(frozen=True)
 class StudyCell:
-    """One published preference, in percent, and ours as a rate in [0, 1] with its interval over raters.
+    """One published preference, in percent, and ours as a rate in [0, 1], its interval clustered by rater and prompt.
 
     votes_needed: independent votes after which Wilson's interval at the published rate is at most 5 points to a side.
     """
@@ -31,7 +30,7 @@ class StudyCell:
     verdict: Verdict
     votes_needed: int
     reason: str = ""
-    ours: Estimate | None = None
+    ours: Rate | None = None
     ties: int = 0
 
 
@@ -78,7 +77,8 @@ def _by_pair(path: Path, rows: Sequence[dict[str, str]]) -> dict[Pair, list[Vote
             raise InputError(f"votes {path}, line {number}: no rater, by whom votes are counted together")
         try:
             pair = (row["model_a"], int(row["steps_a"]), row["model_b"], int(row["steps_b"]))
-            found[pair].append((row["rater"], VALUES[row["preferred"]]))
+            prompt = row.get("prompt_id") or f"line {number}"  # not told: each vote on a prompt of its own
+            found[pair].append((row["rater"], prompt, VALUES[row["preferred"]]))
         except (ValueError, TypeError):
             raise InputError(f"votes {path}, line {number}: steps {row['steps_a']!r} and {row['steps_b']!r} must be "
                              "whole numbers") from None  # fmt: skip
@@ -95,11 +95,11 @@ def _study_cell(study: Study, row: StudyRow, votes: dict[Pair, list[Vote]] | Non
     if votes is None:
         return StudyCell(row, "not measured", needed, "no votes; give them with --votes CSV")
     pair = _pair(row)
-    given = votes.get(pair, []) + [(rater, 1 - value) for rater, value in votes.get(_turned(pair), [])]
+    given = votes.get(pair, []) + [(rater, prompt, 1 - value) for rater, prompt, value in votes.get(_turned(pair), [])]
     if not given:
         return StudyCell(row, "not measured", needed, "no votes on this pair")
-    raters, values = zip(*given, strict=True)
-    ours = clustered_rate(values, raters)
+    raters, prompts, values = zip(*given, strict=True)
+    ours = two_way_rate(values, raters, prompts)
     half_unit = 0.5 * 10**-study.digits / 100
     published = row.preferred / 100
     inside = ours.low - half_unit <= published <= ours.high + half_unit

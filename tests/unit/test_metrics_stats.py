@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from metrics.preference import preference_rate
 from metrics.stats import (
     EXACT_FLIPS,
     MIN_CLUSTERS,
@@ -281,11 +280,6 @@ def test_wilson_published() -> None:
 def test_wilson_needs_a_trial() -> None:
     with pytest.raises(ValueError, match="n >= 1"):
         wilson(0, 0)
-
-
-def test_ties_count_half() -> None:
-    assert preference_rate(6, 2, 2).value == 0.7
-    assert preference_rate(0, 0, 4).value == 0.5
 
 
 def test_clustered_rate_of_one_image_a_prompt_is_wilson() -> None:

@@ -565,10 +565,16 @@ def test_votes_beside_the_published_rate(tmp_path: Path) -> None:
     cells = {(c.row.model_a, c.row.steps_a, c.row.model_b): c for c in compare_votes(preset, given)}
     cell = cells["hyper-sd", 1, "turbo"]
     assert cell.ours
-    assert (cell.ours.value, cell.ours.n, cell.ours.num_clusters, cell.ties) == (0.85, 100, 10, 10)
+    assert (cell.ours.value, cell.ours.n, cell.ours.num_raters, cell.ties) == (0.85, 100, 10, 10)
     assert cell.verdict == "inside"  # 0.906 of 100 votes that all raters agree in
     others = [c for key, c in cells.items() if key != ("hyper-sd", 1, "turbo")]
     assert {(c.verdict, c.reason) for c in others} == {("not measured", "no votes on this pair")}
+
+    split = [vote(f"r{r}", "b" if p == 0 else "a", prompt_id=f"p{p}") for r in range(10) for p in range(10)]
+    export.write_export(tmp_path / "prompts.csv", split, "csv")
+    (found,) = [c.ours for c in compare_votes(preset, read_votes(tmp_path / "prompts.csv")) if c.ours]
+    assert (found.value, found.num_prompts, found.widest) == (0.9, 10, "prompts")  # raters agree: ten answers, not 100
+    assert found.high - found.low > cell.ours.high - cell.ours.low
 
     export.write_export(tmp_path / "lost.csv", [vote(f"r{r}", "b") for r in range(10) for _ in range(10)], "csv")
     lost = compare_votes(preset, read_votes(tmp_path / "lost.csv"))
