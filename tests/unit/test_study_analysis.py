@@ -112,6 +112,14 @@ def test_sensitivity_leaves_out_what_it_says() -> None:
         assert ends["low"] - 1e-12 <= sum(kept) / len(kept) <= ends["high"] + 1e-12
 
 
+def test_pairs_add_up_to_the_rates(found: Analysis) -> None:
+    for row in found.criteria[0].rates:
+        pairs = [pair for pair in found.criteria[0].pairs if pair["comparison"] == row["comparison"]]
+        counted = [sum(pair[name] for pair in pairs) for name in ("a", "b", "tie", "both_bad")]
+        assert counted == [row["a_preferred"], row["b_preferred"], row["ties"], row["both_bad"]]
+    assert len({pair["pair"] for pair in found.criteria[0].pairs}) == found.counts["pairs"]
+
+
 def test_json_round_trips_and_holds_no_nan(found: Analysis) -> None:
     text = json.dumps(found.to_json(), allow_nan=False)
     assert json.loads(text) == found.to_json()

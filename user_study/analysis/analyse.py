@@ -10,6 +10,7 @@ from typing import Any
 from hypersd_bench.store import RunStore
 from user_study.analysis.against_metrics import against_metrics
 from user_study.analysis.axes import axes
+from user_study.analysis.pairs import pair_tallies
 from user_study.analysis.ranking import rankings
 from user_study.analysis.raters import agreement, flagged, rater_sheet, side_choice
 from user_study.analysis.rates import rates
@@ -43,6 +44,7 @@ def analyse(
     return Analysis(
         study=design.hash[:12],
         design_hash=design.hash,
+        run=design.run,
         planned_rate=design.planned_rate,
         rules=asdict(design.rules),
         counts=_counts(design, votes, assignments, raters),
@@ -70,6 +72,7 @@ def _criterion(
         sensitivity=sensitivity(of_kind(votes, "main"), design.comparisons, marked, design.rules),
         metrics=against_metrics(design, main, run),
         axes=axes(found, run),
+        pairs=pair_tallies(design, main),
     )
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,16 @@ class CriterionResult:
     sensitivity: list[dict[str, Any]]
     metrics: dict[str, Any]
     axes: list[dict[str, Any]]
+    pairs: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """The whole analysis. excluded: raters that the main analysis leaves out, where the design says so."""
+    """The whole analysis. run: the run's spec hash. excluded: raters that the main analysis leaves out, where the design says so."""
 
     study: str
     design_hash: str
+    run: str
     planned_rate: float
     rules: dict[str, Any]
     counts: dict[str, Any]
