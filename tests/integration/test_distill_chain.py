@@ -162,8 +162,9 @@ def assert_same_state(left: State, right: State) -> None:
 @pytest.mark.parametrize(
     ("method", "stop_after"),
     [
-        ("hyper-sd", 1), ("hyper-sd", 3), ("hyper-sd", 5), ("hyper-sd", 6), ("hyper-sd", 8), ("hyper-sd", 9),
-        ("hyper-sd", 11), ("lightning", 6), ("lightning", 8), ("lcm", 2), ("tcd", 2),
+        ("hyper-sd", 3), ("hyper-sd", 8), ("hyper-sd", 9), ("lightning", 6), ("lcm", 2), ("tcd", 2),
+        *(pytest.param("hyper-sd", stop, marks=pytest.mark.nightly) for stop in (1, 5, 6, 11)),
+        pytest.param("lightning", 8, marks=pytest.mark.nightly),
     ],
 )  # fmt: skip
 def test_stopped_and_resumed_equals_unstopped(
@@ -228,6 +229,7 @@ def test_rewards_and_those_only_watched_are_logged(unstopped: Runs) -> None:
     assert {"discriminator_loss", "p_real", "p_fake"} <= rows["1-segments"].keys()
 
 
+@pytest.mark.nightly
 def test_killed_at_a_random_moment_it_ends_the_same(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "tests.tiny_runs", "hyper-sd", base, str(out), str(BATCH), "0"]

@@ -110,6 +110,7 @@ def _own_precision() -> Iterator[None]:
     AcceleratorState._reset_state()
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("_own_precision")
 def test_full_weights_in_shards_train_as_whole_ones_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,7 @@ class Watched(RayEngine):
                     process.send_signal(signal.SIGKILL)
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("cluster")
 def test_a_run_that_one_process_began_is_ended_by_two_workers(
     base: Path, tmp_path: Path, undisturbed: RunStore

@@ -144,7 +144,7 @@ def test_another_scheduler_can_be_forced_and_runs(base: Path, tmp_path: Path, sc
 # after any kill
 
 
-@pytest.mark.parametrize("moments", [8, pytest.param(50, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("moments", [3, pytest.param(50, marks=pytest.mark.nightly)])
 def test_kill_9_at_any_moment_and_the_run_ends_as_an_undisturbed_one(base: Path, tmp_path: Path, moments: int) -> None:
     """A process that has loaded everything forks for each trial: a start to kill, and one that goes on to the end."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
