@@ -25,7 +25,10 @@ class CriterionResult:
 
 @dataclass(frozen=True)
 class Analysis:
-    """The whole analysis. run: the run's spec hash. excluded: raters that the main analysis leaves out, where the design says so."""
+    """The whole analysis.
+
+    run: the spec hash of the images' run. excluded: raters that the main analysis leaves out, where the design says so.
+    """
 
     study: str
     design_hash: str
