@@ -13,11 +13,13 @@ from typing import Any, Literal
 from hypersd_bench.contracts import MetricInfo
 from hypersd_bench.errors import InputError
 from hypersd_bench.runner.doubtful import doubtful_images
-from hypersd_bench.store import ImageRow, RunStore, TimingRow
-from metrics.comparison import ALPHA, Comparison, Summary, comparisons, is_trained_on, summaries
+from hypersd_bench.store import CostRow, ImageRow, RunStore, TimingRow
+from metrics.comparison import ALPHA, Comparison, Summary, View, comparisons, is_trained_on, summaries
 from metrics.stats import holm
+from metrics.tradeoff import CostName, cheapest_within, default_cost, step_curves, tradeoff
 from reports.curves import Curve, read_curves
 from reports.pictures import PromptRow, choose_prompts
+from reports.study import StudyData
 
 # Okabe & Ito (2008), "Color universal design": told apart with every common colour vision deficiency. Their black is
 # left out, because it vanishes on a dark page, and their yellow comes last, because it is faint on a white one.
@@ -25,6 +27,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
 REFERENCE_COLOUR = "#8a8a8a"
 DUPLICATE = "the same as another"
+DELTA_SHARE = 0.01  # of the best value: what "nearly the best" means where nobody says
 
 Mark = Literal["best", "level", ""]
 ComparedWith = Callable[[str], Sequence[Comparison]]  # baseline -> everybody's difference to it
@@ -101,6 +104,42 @@ class Difference:
     p_value: float
     p_holm: float
     verdict: str
+    detectable: float | None  # the smallest true difference that this n shows with 80 % power
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Peak memory at the smallest batch that was measured: the device's tensors', on a CPU the process's."""
+
+    model: str
+    steps: int
+    peak_bytes: float
+    batch_size: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrontPoint:
+    """A configuration's place between quality and a cost; on_front: none that costs no more is shown to be better."""
+
+    metric: str
+    cost: CostName
+    model: str
+    steps: int
+    on_front: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cheapest:
+    """The cheapest configuration shown to be within ``delta`` of the best; model is empty where none is shown to be."""
+
+    metric: str
+    delta: float
+    cost: CostName
+    model: str
+    steps: int
+    num_within: int
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +177,13 @@ class ReportData:
     cells: tuple[Cell, ...]
     differences: tuple[Difference, ...]
     latencies: tuple[Latency, ...]
+    memories: tuple[Memory, ...]
+    fronts: tuple[FrontPoint, ...]
+    cheapest: Cheapest | None
     grid: tuple[PromptRow, ...]
     curves: tuple[Curve, ...]
     notes: tuple[str, ...]
+    study: StudyData | None = None
 
     def model(self, name: str) -> Model:
         """The model of this name."""
@@ -159,6 +202,16 @@ class ReportData:
         wanted = (model, steps, stage)
         return next((x for x in self.latencies if (x.model, x.steps, x.stage) == wanted), None)
 
+    def memory(self, model: str, steps: int) -> Memory | None:
+        """The peak memory, when it was measured."""
+        return next((x for x in self.memories if (x.model, x.steps) == (model, steps)), None)
+
+    def on_front(self, metric: str, cost: CostName, model: str, steps: int) -> bool:
+        """Whether a configuration is on the front of this metric and cost."""
+        return any(
+            p.on_front for p in self.fronts if (p.metric, p.cost, p.model, p.steps) == (metric, cost, model, steps)
+        )
+
     def configurations(self) -> list[tuple[int, Model]]:
         """All (steps, model) of the run, by step count, then in the order of the models."""
         return [(steps, model) for steps in self.steps for model in self.models if steps in model.steps]
@@ -168,18 +221,25 @@ class ReportData:
         return asdict(self)
 
 
-def read_report(store: RunStore) -> ReportData:
-    """Read all a report shows from a run directory; raises InputError when the run holds no image yet."""
+def read_report(store: RunStore, study: StudyData | None = None) -> ReportData:
+    """Read all a report shows from a run directory, and a study of its images.
+
+    Raises InputError when the run holds no image yet, or the study is of another run.
+    """
     images = store.images()
     if not images:
         raise InputError(f"{store.folder} holds no images yet; give its spec to hypersd-bench run first")
     manifest = store.manifest
+    if study is not None and study.run != manifest["spec_hash"]:
+        raise InputError(f"the study shows images of the run {study.run[:12]}, and {store.folder} is the run "
+                         f"{manifest['spec_hash'][:12]}: a report never mixes them")  # fmt: skip
     models = _models(manifest, images)
     compared_with = cache(lambda model: tuple(comparisons(store, model)))  # set metrics make this the slow part
     cells = _cells(summaries(store), models, compared_with)
     grid, grid_notes = choose_prompts(store, images, [model.name for model in models])
     scored = {cell.metric for cell in cells}
     baseline = _baseline(manifest, models)
+    view = View([store])
     return ReportData(
         title=str(manifest["spec"].get("name") or store.folder.resolve().name),
         base=str(manifest["spec"].get("base", "")),
@@ -197,9 +257,13 @@ def read_report(store: RunStore) -> ReportData:
         cells=cells,
         differences=to_differences(compared_with(baseline)) if baseline else (),
         latencies=_latencies(store.timings()),
+        memories=_memories(store.costs()),
+        fronts=_fronts(view),
+        cheapest=_cheapest(view, models),
         grid=grid,
         curves=tuple(curve for entry in manifest["models"] for curve in read_curves(store.folder, entry)),
         notes=(*manifest.get("notes", ()), *_doubtful(store, models), *_truncated(manifest), *grid_notes),
+        study=study,
     )
 
 
@@ -375,6 +439,7 @@ def to_differences(found: Iterable[Comparison]) -> tuple[Difference, ...]:
             p_value=c.difference.p_value,
             p_holm=c.p_holm,
             verdict=c.verdict,
+            detectable=_finite(c.detectable),
         )
         for c in found
     )
@@ -393,6 +458,50 @@ def _latencies(rows: Iterable[TimingRow]) -> tuple[Latency, ...]:
         q1, median, q3 = quantiles(times_ms, n=4, method="inclusive") if len(times_ms) > 1 else times_ms * 3
         latencies.append(Latency(model, steps, stage, median, q1, q3, len(timed), batch_size, timed[0].device))
     return tuple(latencies)
+
+
+def _memories(rows: Iterable[CostRow]) -> tuple[Memory, ...]:
+    """Peak memory, at the smallest batch size that was measured."""
+    smallest: dict[tuple[str, int], CostRow] = {}
+    for row in rows:
+        key = (row.model, row.steps)
+        if row.name == "peak-memory" and (key not in smallest or row.batch_size < smallest[key].batch_size):
+            smallest[key] = row
+    return tuple(
+        Memory(row.model, row.steps, row.value, row.batch_size, row.device) for _, row in sorted(smallest.items())
+    )
+
+
+def _fronts(view: View) -> tuple[FrontPoint, ...]:
+    """Who is on the front of each per-image metric and each cost that was measured alike."""
+    return tuple(
+        FrontPoint(info.id, cost, row.model, row.steps, row.on_front)
+        for info in view.infos
+        if info.per_image
+        for cost, rows in tradeoff(view, info).fronts.items()
+        if cost != "steps"
+        for row in rows
+    )
+
+
+def _cheapest(view: View, models: Sequence[Model]) -> Cheapest | None:
+    """The cheapest that is nearly the best, by the first per-image metric that the fewest models were trained on."""
+    per_image = [info for info in view.infos if info.per_image]
+    if not per_image:
+        return None
+    info = min(per_image, key=lambda info: sum(model.was_trained_on(info.id) for model in models))
+    points = step_curves(view, info)
+    values = [point.summary.estimate.value for point in points if point.summary.estimate]
+    if len(values) < 2:
+        return None
+    best = max(values) if info.direction == "higher" else min(values)
+    delta, cost = DELTA_SHARE * abs(best), default_cost(points)
+    try:
+        found = cheapest_within(view, info, delta, cost)
+    except InputError:  # too few prompts shared by all, or a best of zero: then nothing can be said
+        return None
+    model, steps = found.choice or ("", 0)
+    return Cheapest(info.id, delta, cost, model, steps, sum(loss.within for loss in found.losses), found.n)
 
 
 def _doubtful(store: RunStore, models: Sequence[Model]) -> list[str]:

@@ -15,9 +15,11 @@ import altair as alt
 import vl_convert
 
 from hypersd_bench.contracts import MetricInfo
+from metrics.tradeoff import CostName
 from reports.curves import Curve
 from reports.data import Model, ReportData
 from reports.numbers import counted
+from reports.study import Criterion
 
 WIDTH, HEIGHT = 260, 190
 FOREST_WIDTH = 300
@@ -48,10 +50,19 @@ def step_curves(data: ReportData) -> list[Figure]:
 
 
 def quality_latency(data: ReportData) -> list[Figure]:
-    """Draw each metric against the latency, with intervals; each point is labelled with its steps."""
-    drawn = [(metric, rows) for metric in data.metrics if (rows := _latency_rows(data, metric))]
+    """Draw each metric against the latency, with intervals and the front; each point is labelled with its steps."""
+    drawn = [(metric, rows) for metric in data.metrics if (rows := _cost_rows(data, metric, "latency"))]
     return [
-        _figure(f"latency-{slug(metric.id)}", metric.label, _latency_plot(data, metric, rows), data)
+        _figure(f"latency-{slug(metric.id)}", metric.label, _cost_plot(data, metric, rows, "ms per image"), data)
+        for metric, rows in drawn
+    ]
+
+
+def quality_memory(data: ReportData) -> list[Figure]:
+    """Draw each metric against the peak memory, as against the latency."""
+    drawn = [(metric, rows) for metric in data.metrics if (rows := _cost_rows(data, metric, "memory"))]
+    return [
+        _figure(f"memory-{slug(metric.id)}", metric.label, _cost_plot(data, metric, rows, "peak GiB"), data)
         for metric, rows in drawn
     ]
 
@@ -69,6 +80,19 @@ def training_curves(data: ReportData) -> list[Figure]:
     """Draw each trained model's loss over its stages."""
     trained = [model for model in data.models if any(curve.model == model.name for curve in data.curves)]
     return [_figure(f"training-{slug(model.name)}", model.label, _loss_plot(data, model), data) for model in trained]
+
+
+def study_figures(data: ReportData) -> list[Figure]:
+    """Draw each question of a study: votes by comparison with the rate and its interval, and the ranking."""
+    if data.study is None:
+        return []
+    drawn = []
+    for criterion in data.study.criteria:
+        if criterion.preferences:
+            drawn.append(_figure(f"votes-{criterion.name}", criterion.question, _vote_bars(criterion), data))
+        if criterion.rankings:
+            drawn.append(_figure(f"ranking-{criterion.name}", "Ranking", _ranking(criterion), data))
+    return drawn
 
 
 def slug(name: str) -> str:
@@ -108,23 +132,37 @@ def _reference_lines(data: ReportData, metric: MetricInfo) -> list[alt.Chart]:
     return [base.mark_rule(strokeDash=[4, 4], color=INK, opacity=0.6), text]
 
 
-def _latency_rows(data: ReportData, metric: MetricInfo) -> list[dict[str, Any]]:
+def _cost_rows(data: ReportData, metric: MetricInfo, cost: CostName) -> list[dict[str, Any]]:
     rows = []
     for steps, model in data.configurations():
-        cell, latency = data.cell(metric.id, model.name, steps), data.latency(model.name, steps)
-        if cell and cell.value is not None and latency:
-            place = {"model": model.label, "x": latency.median_ms, "steps": str(steps)}
-            rows.append({**place, "value": cell.value, **_ends(cell)})
+        cell, latency, memory = (
+            data.cell(metric.id, model.name, steps),
+            data.latency(model.name, steps),
+            data.memory(model.name, steps),
+        )
+        if cost == "latency":
+            x = latency.median_ms if latency else None
+        else:
+            x = memory.peak_bytes / 2**30 if memory else None
+        if cell and cell.value is not None and x:
+            place = {"model": model.label, "x": x, "steps": str(steps), "value": cell.value}
+            rows.append({**place, "front": data.on_front(metric.id, cost, model.name, steps), **_ends(cell)})
     return rows
 
 
-def _latency_plot(data: ReportData, metric: MetricInfo, rows: list[dict[str, Any]]) -> Drawing:
-    times = [row["x"] for row in rows]
-    scale = alt.Scale(type="log", domain=[min(times) / 1.3, max(times) * 1.3], nice=False)
-    x = alt.X("x:Q", title="ms per image", scale=scale, axis=alt.Axis(grid=False, tickCount=5, format="~s"))
+def _cost_plot(data: ReportData, metric: MetricInfo, rows: list[dict[str, Any]], title: str) -> Drawing:
+    costs = [row["x"] for row in rows]
+    scale = alt.Scale(type="log", domain=[min(costs) / 1.3, max(costs) * 1.3], nice=False)
+    x = alt.X("x:Q", title=title, scale=scale, axis=alt.Axis(grid=False, tickCount=5, format="~s"))
     y = _metric_axis(metric)
     labels = _chart(_highest_of_each_step(rows)).mark_text(dy=-8, fontSize=10, color=INK)
-    return alt.layer(*_series(rows, x, y, data), labels.encode(x=x, y=y, text="steps:N"))
+    layers = [*_series(rows, x, y, data), labels.encode(x=x, y=y, text="steps:N")]
+    if front := [row for row in rows if row["front"]]:
+        ring = _chart(front).mark_point(
+            filled=False, size=150, strokeWidth=1.2, color=INK, opacity=0.75, shape="circle"
+        )
+        layers.append(ring.encode(x=x, y=y))
+    return alt.layer(*layers)
 
 
 def _highest_of_each_step(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -183,6 +221,52 @@ def _forest(data: ReportData, metric: MetricInfo, rows: list[dict[str, Any]]) ->
     layers = [bands] if breaks else []
     layers += [zero, whiskers.encode(y=y, x=alt.X("low:Q"), x2="high:Q", color=_colour(data)), points]
     return alt.layer(*layers).properties(width=FOREST_WIDTH, height=alt.Step(18))
+
+
+VOTES = {"a": "#0072B2", "tie": "#9a9a9a", "both bad": "#c9c9c9", "b": "#E69F00"}  # told apart by lightness too
+
+
+def _vote_bars(criterion: Criterion) -> Drawing:
+    """Shares of a, ties, both bad and b for each comparison; the dot is the rate with ties half, on its interval."""
+    names = [f"{p.a} : {p.b}" for p in criterion.preferences]
+    rows, dots = [], []
+    for name, p in zip(names, criterion.preferences, strict=True):
+        start = 0.0
+        for kind, count in (("a", p.a_preferred), ("tie", p.ties), ("both bad", p.both_bad), ("b", p.b_preferred)):
+            rows.append({"row": name, "kind": kind, "from": start, "to": start + count / p.n})
+            start += count / p.n
+        dots.append({"row": name, "value": p.value, "low": p.low, "high": p.high, "n": f"n = {p.n}"})
+    y = alt.Y("row:N", title=None, sort=names, axis=alt.Axis(domain=False, ticks=False, labelLimit=320))
+    whole = alt.Scale(domain=[0, 1], nice=False)
+    title = "share of votes for the first, ties, both bad, for the second"
+    x = alt.X("from:Q", title=title, scale=whole, axis=alt.Axis(format="%", tickCount=5, grid=False))
+    colour = alt.Color("kind:N", scale=alt.Scale(domain=list(VOTES), range=list(VOTES.values())), title=None)
+    bars = _chart(rows).mark_bar(height=16, opacity=0.85).encode(y=y, x=x, x2="to:Q", color=colour)
+    half = _chart([{"half": 0.5}]).mark_rule(color=INK, strokeDash=[3, 3]).encode(x="half:Q")
+    base = _chart(dots).encode(y=y)
+    rule = base.mark_rule(color=INK, strokeWidth=2).encode(x="low:Q", x2="high:Q")
+    dot = base.mark_point(filled=True, size=46, color=INK, opacity=1).encode(x="value:Q")
+    text = base.mark_text(align="left", dx=6, fontSize=10, color=INK).encode(x=alt.datum(1), text="n:N")
+    return alt.layer(bars, half, rule, dot, text).properties(width=FOREST_WIDTH, height=alt.Step(30))
+
+
+def _ranking(criterion: Criterion) -> Drawing:
+    """Log-strengths with intervals; in brackets the ranks a configuration may have. Unconnected groups stand apart."""
+    rows: list[dict[str, Any]] = []
+    for group, ranking in enumerate(criterion.rankings, start=1):
+        for s in ranking:
+            ranks = str(s.rank_low) if s.rank_low == s.rank_high else f"{s.rank_low}-{s.rank_high}"
+            apart = f"group {group}, " if len(criterion.rankings) > 1 else ""
+            rows.append({"row": f"{s.name} ({apart}rank {ranks})", "value": s.value, "low": s.low, "high": s.high})
+    y = alt.Y("row:N", title=None, sort=[row["row"] for row in rows],
+              axis=alt.Axis(domain=False, ticks=False, labelLimit=320))  # fmt: skip
+    base = _chart(rows).encode(y=y)
+    zero = _chart([{"zero": 0}]).mark_rule(color=INK, opacity=0.4).encode(x="zero:Q")
+    rule = base.mark_rule(color=INK, strokeWidth=1.6).encode(x=alt.X("low:Q"), x2="high:Q")
+    dot = base.mark_point(filled=True, size=52, color=INK, opacity=1).encode(
+        x=alt.X("value:Q", title="strength, log-odds", axis=alt.Axis(tickCount=4))
+    )
+    return alt.layer(zero, rule, dot).properties(width=FOREST_WIDTH, height=alt.Step(22))
 
 
 def _chart(rows: Sequence[dict[str, Any]]) -> alt.Chart:
@@ -251,10 +335,12 @@ def _scale(data: ReportData, value: Callable[[Model], str]) -> alt.Scale:
 
 def _figure(name: str, title: str, chart: Drawing, data: ReportData) -> Figure:
     titled = chart.properties(title=f"{data.title}: {title}")
-    return Figure(name, title, _with_unique_ids(_svg(chart, legend=False), name), _svg(titled, legend=True))
+    on_page = _with_unique_ids(vl_convert.vegalite_to_svg(_spec(chart, legend=False)), name)
+    alone = _spec(titled, legend=True)
+    return Figure(name, title, on_page, vl_convert.vegalite_to_svg(alone))
 
 
-def _svg(chart: Drawing, *, legend: bool) -> str:
+def _spec(chart: Drawing, *, legend: bool) -> dict[str, Any]:
     config = {
         "background": "transparent",
         "font": "Helvetica, Arial, sans-serif",
@@ -266,9 +352,8 @@ def _svg(chart: Drawing, *, legend: bool) -> str:
                   {"orient": "bottom", "labelColor": INK, "labelFontSize": 11, "symbolOpacity": 1},
         "title": {"color": INK, "fontSize": 13, "fontWeight": "bold", "anchor": "start", "offset": 12},
     }  # fmt: skip
-    spec = chart.to_dict() | {"config": config}
-    svg: str = vl_convert.vegalite_to_svg(spec)
-    return svg
+    spec: dict[str, Any] = chart.to_dict() | {"config": config}
+    return spec
 
 
 def _with_unique_ids(svg: str, prefix: str) -> str:
@@ -279,6 +364,7 @@ def _with_unique_ids(svg: str, prefix: str) -> str:
 def all_figures(data: ReportData) -> dict[str, list[Figure]]:
     """All figures of a report, by the section of the page that shows them."""
     sections: Iterable[tuple[str, Callable[[ReportData], list[Figure]]]] = (
-        ("steps", step_curves), ("latency", quality_latency), ("differences", forests), ("training", training_curves),
+        ("steps", step_curves), ("latency", quality_latency), ("memory", quality_memory),
+        ("differences", forests), ("training", training_curves), ("study", study_figures),
     )  # fmt: skip
     return {name: draw(data) for name, draw in sections}

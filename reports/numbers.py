@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import floor, log10
 from statistics import median
-
-from reports.data import Cell, Difference
+from typing import Protocol
 
 MINUS = "\u2212"
 
 
-def decimals(intervals: Iterable[Cell | Difference]) -> int:
+class Ends(Protocol):
+    """Anything with an interval, or without one."""
+
+    @property
+    def low(self) -> float | None:
+        """The lower end."""
+
+    @property
+    def high(self) -> float | None:
+        """The upper end."""
+
+
+def decimals(intervals: Iterable[Ends]) -> int:
     """Choose 0 to 4 decimals by the column's typical half interval, so that rounding loses a tenth of it at most.
 
     A half interval of 0.05 to 0.5 gets two decimals, 0.5 to 5 one; a column without intervals gets two.
@@ -41,6 +52,16 @@ def interval(low: float | None, high: float | None, places: int, *, signed: bool
 def milliseconds(value: float) -> str:
     """Write a latency with three significant digits, at most one decimal: ``12.3``, ``456``, ``7,890``."""
     return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def percent(share: float) -> str:
+    """Write a share as a whole percentage: ``61 %``."""
+    return f"{100 * share:.0f} %"
+
+
+def gibibytes(count: float) -> str:
+    """Write bytes as GiB with two decimals."""
+    return f"{count / 2**30:,.2f}"
 
 
 def counted(count: int, noun: str) -> str:

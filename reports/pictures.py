@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -15,6 +17,8 @@ from hypersd_bench.store import ImageRow, RunStore, ScoreRow
 
 MAX_PROMPTS = 64
 MAX_SIDE_PX = 512  # larger pictures are carried at this size, as WebP
+SMALL_SIDE_PX = 256  # the same, in a single file
+NUM_APART = 6  # prompts for each metric, where models differ most
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,14 @@ class PromptRow:
     seed: int
     pictures: tuple[Picture, ...]
 
+    def spread(self, metric: str) -> float | None:
+        """How far models are apart on this prompt: the largest difference of two at one step count."""
+        by_steps: dict[int, list[float]] = defaultdict(list)
+        for picture in self.pictures:
+            if metric in picture.scores:
+                by_steps[picture.steps].append(picture.scores[metric])
+        return max((max(values) - min(values) for values in by_steps.values() if len(values) > 1), default=None)
+
     def picture(self, model: str, steps: int) -> Picture | None:
         """The picture of a model at a step count, when there is one."""
         return next((p for p in self.pictures if (p.model, p.steps) == (model, steps)), None)
@@ -46,14 +58,18 @@ class PromptRow:
 def choose_prompts(
     store: RunStore, images: Sequence[ImageRow], models: Sequence[str]
 ) -> tuple[tuple[PromptRow, ...], list[str]]:
-    """Choose up to MAX_PROMPTS prompts evenly over the run, first noise of each, and say what is not shown."""
+    """Choose up to MAX_PROMPTS prompts evenly over the run, and those where models differ most; first noise of each.
+
+    Says beside what is not shown.
+    """
     groups: dict[str, list[ImageRow]] = defaultdict(list)
     for row in images:
         groups[row.prompt_id].append(row)
     ids = sorted(groups)
     count = min(len(ids), MAX_PROMPTS)
-    chosen = [ids[i * len(ids) // count] for i in range(count)]
     scores = {metric: store.scores(metric) for metric in store.scored_metrics()}
+    evenly = [ids[i * len(ids) // count] for i in range(count)]
+    chosen = list(dict.fromkeys([*evenly, *_most_apart(groups, models, scores)])) if count < len(ids) else ids
     rows, lost = [], 0
     for prompt_id in chosen:
         first = min(row.replicate for row in groups[prompt_id])
@@ -65,10 +81,35 @@ def choose_prompts(
             for row in sorted(kept, key=lambda row: (models.index(row.model), row.steps))
         )
         rows.append(PromptRow(prompt_id, same_noise[0].prompt, first, same_noise[0].seed, pictures))
-    notes = [f"The image grid shows {count} of {len(ids)} prompts, evenly chosen."] if count < len(ids) else []
+    notes = []
+    if count < len(ids):
+        notes.append(
+            f"The image grid shows {len(chosen)} of {len(ids)} prompts: {count} evenly chosen, and those where models "
+            "differ most."
+        )
     if lost:
         notes.append(f"{lost} {'image' if lost == 1 else 'images'} of the grid can't be found on disk.")
     return tuple(rows), notes
+
+
+def _most_apart(
+    groups: dict[str, list[ImageRow]], models: Sequence[str], scores: dict[str, dict[int, ScoreRow]]
+) -> list[str]:
+    """The prompts on which models are furthest apart, NUM_APART for each metric, by the first noise of each."""
+    found: list[str] = []
+    for by_image in scores.values():
+        spreads = []
+        for prompt_id, rows in groups.items():
+            first = min(row.replicate for row in rows)
+            by_steps: dict[int, list[float]] = defaultdict(list)
+            for row in rows:
+                score = by_image.get(row.id or -1)
+                if row.replicate == first and row.model in models and score is not None and score.value is not None:
+                    by_steps[row.steps].append(score.value)
+            apart = max((max(values) - min(values) for values in by_steps.values()), default=0.0)
+            spreads.append((-apart, prompt_id))
+        found += [prompt_id for _, prompt_id in sorted(spreads)[:NUM_APART]]
+    return found
 
 
 def _scores(row: ImageRow, scores: dict[str, dict[int, ScoreRow]]) -> dict[str, float]:
@@ -82,15 +123,30 @@ def _scores(row: ImageRow, scores: dict[str, dict[int, ScoreRow]]) -> dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """A picture in a report folder. path: relative to it. width, height: in pixels, as carried."""
+    """A picture in a report. src: its address on the page, quoted. width, height: in pixels, as carried."""
 
-    path: str
+    src: str
     width: int
     height: int
 
 
 def carry_picture(run: Path, file: str, report: Path) -> Carried:
     """Copy a run's picture into a report folder, at most MAX_SIDE_PX wide and high."""
+    data, suffix, size = _read(run, file, MAX_SIDE_PX)
+    target = f"{PurePosixPath(file).with_suffix('')}{suffix}"
+    (report / target).parent.mkdir(parents=True, exist_ok=True)
+    (report / target).write_bytes(data)  # not synced one by one: the folder is moved into place when it is whole
+    return Carried(quote(target), *size)
+
+
+def embed_picture(run: Path, file: str) -> Carried:
+    """A run's picture as a data address, at most SMALL_SIDE_PX wide and high."""
+    data, suffix, size = _read(run, file, SMALL_SIDE_PX)
+    return Carried(f"data:image/{suffix.lstrip('.')};base64,{base64.b64encode(data).decode()}", *size)
+
+
+def _read(run: Path, file: str, max_side: int) -> tuple[bytes, str, tuple[int, int]]:
+    """A picture's bytes, suffix and size: as it is where it is small enough, else smaller as WebP."""
     source = (run / file).resolve()
     if not source.is_relative_to(run.resolve()):
         raise InputError(f"{run / 'ledger.sqlite'} names {file}, which lies outside the run directory")
@@ -98,18 +154,15 @@ def carry_picture(run: Path, file: str, report: Path) -> Carried:
         data, suffix = source.read_bytes(), source.suffix
         with Image.open(io.BytesIO(data)) as image:
             size = image.size
-            if max(size) > MAX_SIDE_PX:
-                data, suffix, size = _smaller(image)
+            if max(size) > max_side:
+                data, suffix, size = _smaller(image, max_side)
     except OSError as error:
         raise InputError(f"can't read {source}: {error}; hypersd-bench verify lists broken images") from error
-    target = f"{PurePosixPath(file).with_suffix('')}{suffix}"
-    (report / target).parent.mkdir(parents=True, exist_ok=True)
-    (report / target).write_bytes(data)  # not synced one by one: the folder is moved into place when it is whole
-    return Carried(target, *size)
+    return data, suffix, size
 
 
-def _smaller(image: Image.Image) -> tuple[bytes, str, tuple[int, int]]:
-    image.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.LANCZOS)
+def _smaller(image: Image.Image, max_side: int) -> tuple[bytes, str, tuple[int, int]]:
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "WEBP", quality=90)
     return buffer.getvalue(), ".webp", image.size

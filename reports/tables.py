@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from hypersd_bench.contracts import MetricInfo
 from reports.data import Cell, Difference, Mark, ReportData
-from reports.numbers import MINUS, decimals, fixed, interval, milliseconds
+from reports.numbers import MINUS, decimals, fixed, gibibytes, interval, milliseconds
+from reports.study import StudyData
 
 ARROWS = {"higher": "\u2191", "lower": "\u2193"}
 DAGGER = "\u2020"  # the model was trained on this metric
@@ -65,11 +66,14 @@ def results(data: ReportData) -> Table:
         if timed:
             latency = data.latency(model.name, steps)
             entries.append(Entry(milliseconds(latency.median_ms) if latency else "", "" if latency else "not timed"))
+        if data.memories:
+            memory = data.memory(model.name, steps)
+            entries.append(Entry(gibibytes(memory.peak_bytes) if memory else "", "" if memory else "not measured"))
         rows.append(Row(steps, model.name, model.label, tuple(entries), _sizes(cells)))
     headings = [f"{metric.label} {ARROWS[metric.direction]}" for metric in data.metrics]
     return Table(
         caption=f"Results of {data.title} by step count, with 95 % intervals.",
-        headings=(*headings, *(["ms per image"] if timed else [])),
+        headings=(*headings, *(["ms per image"] if timed else []), *(["peak GiB"] if data.memories else [])),
         rows=tuple(rows),
         note=_results_note(data),
     )
@@ -253,6 +257,27 @@ def latency_csv(data: ReportData) -> str:
     )  # fmt: skip
 
 
+def memory_csv(data: ReportData) -> str:
+    """Write peak memory as CSV, in bytes."""
+    rows = [[x.model, x.steps, x.peak_bytes, x.batch_size, x.device] for x in data.memories]
+    return _csv(["model", "steps", "peak_bytes", "batch_size", "device"], rows)
+
+
+def preferences_csv(study: StudyData) -> str:
+    """Write a study's preference rates as CSV, one row for each comparison and question, ties counting half."""
+    names = ("a", "b", "a_preferred", "ties", "both_bad", "b_preferred", "value", "low", "high", "n", "num_raters",
+             "num_prompts", "p_holm", "verdict")  # fmt: skip
+    rows = [[c.name, *(getattr(p, name) for name in names)] for c in study.criteria for p in c.preferences]
+    return _csv(["criterion", *names], rows)
+
+
+def pairs_csv(study: StudyData) -> str:
+    """Write the votes on every pair of a study as CSV: the evidence behind its rates."""
+    names = ("pair", "comparison", "prompt_id", "prompt", "replicate", "file_a", "file_b", "a", "b", "tie", "both_bad")
+    rows = [[c.name, *(getattr(p, name) for name in names)] for c in study.criteria for p in c.pairs]
+    return _csv(["criterion", *names], rows)
+
+
 def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -269,6 +294,11 @@ def files(data: ReportData) -> dict[str, str]:
         "results.tex": to_latex(results(data), "results"),
         "latency.csv": latency_csv(data),
     }
+    if data.memories:
+        written["memory.csv"] = memory_csv(data)
+    if data.study is not None:
+        written["preferences.csv"] = preferences_csv(data.study)
+        written["votes-by-pair.csv"] = pairs_csv(data.study)
     if data.differences:
         table = differences(data)
         written["differences.csv"] = differences_csv(data)

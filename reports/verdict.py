@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from hypersd_bench.contracts import MetricInfo
 from reports.data import Cell, Model, ReportData
-from reports.numbers import counted, decimals, fixed, interval, listed, milliseconds
+from reports.numbers import counted, decimals, fixed, interval, listed, milliseconds, percent
+from reports.study import Preference, StudyData
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,54 @@ def _cost(data: ReportData, steps: int) -> str:
     return f"{span} ms per image on {timed[0].device}"
 
 
+def cheapest(data: ReportData) -> str:
+    """Say which configuration is the cheapest that is nearly the best; empty where that can't be asked."""
+    found = data.cheapest
+    if found is None:
+        return ""
+    metric = data.metric(found.metric)
+    places = decimals(c for c in data.cells if c.metric == found.metric)
+    within = f"within {fixed(found.delta, max(places, 1))} of the best {metric.label} (1 %)"
+    if not found.model:
+        return f"No configuration is shown to be {within} at 95 %, not even the best: more prompts would tell."
+    model = data.model(found.model).label
+    cost = {"latency": "latency", "memory": "memory", "steps": "steps"}[found.cost]
+    others = f"; {found.num_within - 1} more are" if found.num_within > 1 else "; it is the only one"
+    latency = data.latency(found.model, found.steps) if found.cost == "latency" else None
+    price = f", {milliseconds(latency.median_ms)} ms per image" if latency else ""
+    return f"The cheapest by {cost} shown to be {within} is {model} at {counted(found.steps, 'step')}{price}{others}."
+
+
+def resolution(data: ReportData) -> list[str]:
+    """Say of each metric what this n could show: smaller differences than that stay hidden."""
+    said = []
+    for metric in data.metrics:
+        known = [d.detectable for d in data.differences if d.metric == metric.id and d.detectable is not None]
+        if known:
+            places = decimals(d for d in data.differences if d.metric == metric.id)
+            low, high = fixed(min(known), places), fixed(max(known), places)
+            span = low if low == high else f"{low} to {high}"
+            said.append(f"{metric.label}: a true difference of {span} would be shown with 80 % power.")
+    return said
+
+
+def preferences(study: StudyData) -> list[str]:
+    """Say each comparison of a study in a sentence, on its first question."""
+    return [_preference(row) for row in study.criteria[0].preferences]
+
+
+def _preference(row: Preference) -> str:
+    winner, loser, value, low, high = (
+        (row.a, row.b, row.value, row.low, row.high)
+        if row.value >= 0.5
+        else (row.b, row.a, 1 - row.value, 1 - row.high, 1 - row.low)
+    )
+    figures = f"{percent(value)} [{percent(low)}, {percent(high)}], {counted(row.n, 'vote')}, {row.num_raters} raters"
+    if row.verdict:
+        return f"People prefer {winner} over {loser}: {figures}."
+    return f"People show no preference between {row.a} and {row.b}: {winner} {figures}."
+
+
 def overall(data: ReportData, judged: Sequence[Budget]) -> str:
     """Say who is nowhere shown to be worse than the best; empty when fewer than two step counts were judged."""
     if len(judged) < 2:
@@ -135,6 +184,8 @@ def caveats(data: ReportData) -> list[str]:
     if not data.cells:
         found.append("Nothing has been scored yet: hypersd-bench score adds the metrics.")
     found += data.notes
+    if data.study is not None:
+        found += [f"The study: {deviation}." for deviation in data.study.deviations]
     found += _missing(data)
     for metric in data.metrics:
         trained = [model.label for model in data.models if model.was_trained_on(metric.id)]

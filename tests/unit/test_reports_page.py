@@ -18,7 +18,7 @@ from reports.page import write_report
 from reports.pictures import MAX_SIDE_PX, carry_picture
 from tests.synthetic_run import make_run
 
-SECTIONS = ("steps", "latency", "differences", "training")
+SECTIONS = ("steps", "latency", "memory", "differences", "training", "study")
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +90,11 @@ def test_large_pictures_are_carried_smaller(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((900, 600, 3), np.uint8)).save(tmp_path / "big.png")
     Image.fromarray(np.zeros((64, 48, 3), np.uint8)).save(tmp_path / "small.png")
     big = carry_picture(tmp_path, "big.png", tmp_path / "report")
-    assert (big.path, big.width, big.height) == ("big.webp", round(600 * MAX_SIDE_PX / 900), MAX_SIDE_PX)
+    assert (big.src, big.width, big.height) == ("big.webp", round(600 * MAX_SIDE_PX / 900), MAX_SIDE_PX)
     with Image.open(tmp_path / "report" / "big.webp") as image:
         assert image.size == (big.width, big.height)
     small = carry_picture(tmp_path, "small.png", tmp_path / "report")
-    assert (tmp_path / "report" / small.path).read_bytes() == (tmp_path / "small.png").read_bytes()
+    assert (tmp_path / "report" / small.src).read_bytes() == (tmp_path / "small.png").read_bytes()
 
 
 def test_a_picture_outside_the_run_is_refused(tmp_path: Path) -> None:
