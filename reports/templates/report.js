@@ -161,6 +161,7 @@
     [zoom, x, y] = [1, 0, 0];
     draw();
     dialog.showModal();
+    modes.find((button) => button.dataset.mode === mode).focus(); // not the list, which would take the arrow keys
   };
   document.addEventListener("click", (event) => {
     const photo = event.target.closest(".photo");
