@@ -11,7 +11,7 @@ from typing import Any
 from hypersd_bench.contracts import MetricInfo
 from hypersd_bench.errors import InputError, unknown_name
 from hypersd_bench.store import RunStore
-from metrics.comparison import View, contrasts
+from metrics.comparison import View, contrasts, summaries
 from metrics.tradeoff import step_curves
 from reports.numbers import decimals, fixed, interval
 from reports.tables import ARROWS, markdown_escape
@@ -118,12 +118,13 @@ def diff_runs(first: RunStore, second: RunStore) -> Diff:
         raise InputError(f"{first.folder} and {second.folder} share no model at the same step count")
     names = {(of_run[1][key], key[1]): key[0] for key in shared}
     found = contrasts(view, [(of_run[1][key], of_run[0][key], key[1]) for key in shared])
+    levels = {(s.metric, s.model, s.steps): s.estimate.value for s in summaries(view) if s.estimate}
     changes = [
         Change(
             metric=c.metric,
             model=names[c.model, c.steps],
             steps=c.steps,
-            before=_level(view, c.metric, (c.baseline, c.steps)),
+            before=levels[c.metric, c.baseline, c.steps],
             difference=c.difference.value,
             low=c.difference.low if isfinite(c.difference.low) else None,
             high=c.difference.high if isfinite(c.difference.high) else None,
@@ -149,13 +150,6 @@ def require_known(gates: Sequence[Gate], found: Diff) -> None:
     for gate in gates:
         if not any(gate.fits(change.metric) for change in found.changes):
             raise unknown_name("metric", gate.name, known, "--fail-on")
-
-
-def _level(view: View, metric: str, cell: tuple[str, int]) -> float:
-    (info,) = [info for info in view.infos if info.id == metric]
-    (point,) = [point for point in step_curves(view, info) if point.cell == cell]
-    assert point.summary.estimate is not None, "what was compared has a value"
-    return point.summary.estimate.value
 
 
 def _latency_changes(view: View, shared: Sequence[tuple[tuple[str, int], str, str]]) -> list[Change]:

@@ -164,6 +164,7 @@ def _page(
         photo_attributes=_photo_attributes(data),
         study=data.study,
         contested=contested(data.study.criteria[0].pairs) if data.study else (),
+        sides_of={f"{p.a}:{p.b}": (p.a, p.b) for p in data.study.criteria[0].preferences} if data.study else {},
         pair_of={pair.pair: pair for pair in data.study.criteria[0].pairs} if data.study else {},
         methods=methods_paragraph(data),
         num_open=NUM_OPEN_PROMPTS,

@@ -100,11 +100,11 @@ def cheapest(data: ReportData) -> str:
     if not found.model:
         return f"No configuration is shown to be {within} at 95 %, not even the best: more prompts would tell."
     model = data.model(found.model).label
-    cost = {"latency": "latency", "memory": "memory", "steps": "steps"}[found.cost]
     others = f"; {found.num_within - 1} more are" if found.num_within > 1 else "; it is the only one"
     latency = data.latency(found.model, found.steps) if found.cost == "latency" else None
     price = f", {milliseconds(latency.median_ms)} ms per image" if latency else ""
-    return f"The cheapest by {cost} shown to be {within} is {model} at {counted(found.steps, 'step')}{price}{others}."
+    at = counted(found.steps, "step")
+    return f"The cheapest by {found.cost} shown to be {within} is {model} at {at}{price}{others}."
 
 
 def resolution(data: ReportData) -> list[str]:
