@@ -26,11 +26,11 @@ from torch import Tensor
 from distill.formats import from_kohya, is_sdxl, kohya_metadata, model_spec, tensors_sha256, to_kohya
 from distill.settings import MANIFEST
 from distill.unet_folder import MAX_SHARD_SIZE, SAMPLER_FILE, move, unfinished, write_unet
-from hypersd_bench.catalog.local import CARD_KEY, weight_files
+from hypersd_bench.catalog.local import weight_files
 from hypersd_bench.errors import HypersdBenchError, InputError, first_line, unknown_name
 from hypersd_bench.pipelines import base_folder, load_base, load_unet
 from hypersd_bench.provenance import sha256
-from hypersd_bench.sampling import METADATA_KEY, SamplerContract, read_contract, read_safetensors_metadata
+from hypersd_bench.sampling import CARD_KEY, METADATA_KEY, SamplerContract, read_contract, read_safetensors_metadata
 from hypersd_bench.store import write_bytes
 
 FORMS = ("diffusers", "kohya")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
 METADATA_KEY = "hypersd_bench.sampler"
+CARD_KEY = "hypersd_bench.card"  # metadata of files that ``distill`` wrote
 NUM_TRAIN_TIMESTEPS = 1000
 
 
@@ -209,6 +210,17 @@ def read_contract(path: Path) -> SamplerContract:
     if METADATA_KEY not in metadata:
         raise InputError(f"{path} carries no sampler contract; say how to sample it with --contract")
     return SamplerContract.from_json(metadata[METADATA_KEY])
+
+
+def read_card(file: Path) -> dict[str, Any]:
+    """What ``distill`` wrote into a file about its making; empty for a file from elsewhere."""
+    try:
+        card = json.loads(read_safetensors_metadata(file).get(CARD_KEY, "{}"))
+    except ValueError:
+        card = None
+    if not isinstance(card, dict):
+        raise InputError(f"{file}: its {CARD_KEY} is no JSON object; export it again")
+    return card
 
 
 def read_safetensors_metadata(path: Path) -> dict[str, str]:

@@ -54,21 +54,23 @@ def compare(
 
     if within is None and (metric or cost):
         raise InputError("--metric and --cost go with --within DELTA; to choose metrics to compare, use --metrics")
-    chosen = _names(metric or metrics)
-    view = View([RunStore.open(run) for run in runs], chosen, _counts(steps))
+    chosen = names(metric or metrics)
+    view = View([RunStore.open(run) for run in runs], chosen, step_counts(steps))
     if within is None:
         _compare(view, against, as_json)
     else:
         _weigh(view, within, cost, as_json)
 
 
-def _names(text: str | None) -> list[str]:
+def names(text: str | None) -> list[str]:
+    """The names in a list like ``a,b``."""
     return [name for name in (text or "").split(",") if name]
 
 
-def _counts(text: str | None) -> list[int]:
+def step_counts(text: str | None) -> list[int]:
+    """The numbers in ``--steps 1,4``; InputError for anything else."""
     try:
-        return [int(count) for count in _names(text)]
+        return [int(count) for count in names(text)]
     except ValueError:
         raise InputError(f"--steps {text}: give step counts, as 1,4") from None
 

@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from statistics import median
 from typing import Any, Literal
@@ -102,8 +103,7 @@ class Spread:
 
 def summaries(of: RunStore | View) -> list[Summary]:
     """Every metric's level for every model and step count, in the manifest's order of metrics and models."""
-    view = _view(of)
-    return [_summary(view, info, cell) for info in view.infos for cell in view.cells if view.asks(info.id, cell)]
+    return list(_view(of).summaries)
 
 
 def comparisons(of: RunStore | View, baseline: str | None = None) -> list[Comparison]:
@@ -173,7 +173,9 @@ class View:
         """Read the ledgers."""
         self.stores = list(stores)
         self.name = ", ".join(str(store.folder) for store in stores)
-        self._labels = _labels(stores)
+        self.only_steps = tuple(steps)
+        self.run_names = _run_names(stores)
+        self._labels = _labels(stores, self.run_names)
         self.images: dict[Cell, list[ImageRow]] = {}
         self._origin: dict[Cell, int] = {}
         for i, store in enumerate(stores):
@@ -193,6 +195,7 @@ class View:
         self._references: dict[tuple[str, str], PreparedReference] = {}
         self._feature_keys: dict[tuple[str, Cell], list[Key]] = {}
         self._known_replicates: dict[tuple[str, Cell, tuple[Key, ...]], Replicates | None] = {}
+        self._known_values: dict[tuple[str, Cell], dict[Key, float]] = {}
         if len(stores) > 1:
             _require_pairing(self)
 
@@ -204,11 +207,21 @@ class View:
     @property
     def trained_on(self) -> dict[str, list[str]]:
         """What each model was optimised for, metrics by id or by family."""
-        return {
-            labels[str(entry["name"])]: list(entry.get("trained_on", ()))
+        return {name: list(entry.get("trained_on", ())) for name, _, entry in self.models}
+
+    @cached_property
+    def summaries(self) -> list[Summary]:
+        """Every metric's level for every configuration that its run asks it for."""
+        return [_summary(self, info, cell) for info in self.infos for cell in self.cells if self.asks(info.id, cell)]
+
+    @property
+    def models(self) -> list[tuple[str, RunStore, dict[str, Any]]]:
+        """What each model is called here, its run, and its entry in that run's manifest."""
+        return [
+            (labels[str(entry["name"])], store, entry)
             for store, labels in zip(self.stores, self._labels, strict=True)
             for entry in store.manifest["models"]
-        }
+        ]
 
     def origin(self, cell: Cell) -> tuple[RunStore, str]:
         """The run that a configuration is of, and the model's name there."""
@@ -224,10 +237,11 @@ class View:
         return str(scored.get(metric, self.asked[run][metric].version))
 
     def values(self, metric: str, cell: Cell) -> dict[Key, float]:
-        """The values there are, by prompt and replicate."""
-        return {
-            (row.prompt_id, row.replicate): value for row, value, _ in self._scored(metric, cell) if value is not None
-        }
+        """The values there are, by prompt and replicate; not to be changed."""
+        if (metric, cell) not in self._known_values:
+            found = self._scored(metric, cell)
+            self._known_values[metric, cell] = {(r.prompt_id, r.replicate): v for r, v, _ in found if v is not None}
+        return self._known_values[metric, cell]
 
     def reasons(self, metric: str, cell: Cell) -> str:
         """Why images have no value: ``black (2), not scored (1)``."""
@@ -314,18 +328,22 @@ def _view(of: RunStore | View) -> View:
     return of if isinstance(of, View) else View([of])
 
 
-def _labels(stores: Sequence[RunStore]) -> list[dict[str, str]]:
-    """What the models of each run are called among all."""
-    names = [[str(model["name"]) for model in store.manifest["models"]] for store in stores]
-    counts = Counter(name for of_run in names for name in set(of_run))
+def _run_names(stores: Sequence[RunStore]) -> list[str]:
+    """What the runs are called: their folders' names, their paths where two have one name."""
     folders = [store.folder.resolve() for store in stores]
     if len(set(folders)) < len(folders):
         raise InputError("a run is named twice; name each once")
     short = [folder.name for folder in folders]
-    runs = [s if short.count(s) == 1 else str(store.folder) for s, store in zip(short, stores, strict=True)]
+    return [name if short.count(name) == 1 else str(store.folder) for name, store in zip(short, stores, strict=True)]
+
+
+def _labels(stores: Sequence[RunStore], run_names: Sequence[str]) -> list[dict[str, str]]:
+    """What the models of each run are called among all."""
+    names = [[str(model["name"]) for model in store.manifest["models"]] for store in stores]
+    counts = Counter(name for of_run in names for name in set(of_run))
     return [
         {name: name if counts[name] == 1 else f"{run}:{name}" for name in of_run}
-        for run, of_run in zip(runs, names, strict=True)
+        for run, of_run in zip(run_names, names, strict=True)
     ]
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hypersd_bench.errors import InputError
+from metrics.cli import names, step_counts
+
+if TYPE_CHECKING:
+    from reports.data import ReportData
 
 FORMATS = ("markdown", "latex", "csv")
 
@@ -15,7 +20,15 @@ FORMATS = ("markdown", "latex", "csv")
 @click.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--study", type=click.Path(path_type=Path), help="A study with these images, analysed: people's votes.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the report.  [default: RUN/report]")
+@click.option("--metrics", metavar="ID,ID", help="Only these metrics.")
+@click.option("--steps", metavar="N,N", help="Only these step counts.")
+@click.option("--within", metavar="DELTA", type=float,
+              help="What is nearly the best, in the metric's unit.  [default: 1 % of the best]")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder of the report.  [default: RUN/report; of several runs, report]",
+)
 @click.option("--single-file", metavar="FILE", type=click.Path(path_type=Path),
               help="Write one self-contained HTML file instead of a folder.")  # fmt: skip
 @click.option("--diff", is_flag=True, help="Instead: what changed from the first RUN to the second.")
@@ -29,6 +42,9 @@ FORMATS = ("markdown", "latex", "csv")
 def report(
     runs: tuple[Path, ...],
     study: Path | None,
+    metrics: str | None,
+    steps: str | None,
+    within: float | None,
     out: Path | None,
     single_file: Path | None,
     diff: bool,
@@ -38,10 +54,11 @@ def report(
     results: Path | None,
     as_json: bool,
 ) -> None:
-    """Write a page to decide from, with tables and figures, about RUN.
+    """Write a page to decide from, with tables and figures, about each RUN: a run, or a folder that distill trains in.
 
-    The folder holds index.html, data.json, tables/ (CSV, Markdown, LaTeX), figs/ (SVG) and the pictures shown. It
-    can be moved, and opened from disk without a network.
+    The folder holds index.html (English and Chinese), data.json, tables/ (CSV, Markdown, LaTeX), figs/ (SVG, PDF) and
+    the pictures shown. It can be moved, and opened from disk without a network. Several runs stand side by side where
+    they pair: the same prompts, noise and protocols.
 
     With --results it is one Markdown page instead, for a repository: verdicts, tables, the spec's contrasts, how each
     model was made, provenance. What stands between <!-- remarks --> and <!-- /remarks --> on it is yours and is kept.
@@ -54,29 +71,29 @@ def report(
         raise InputError("--fail-on is of a comparison of two runs; give --diff too")
     if form and not only:
         raise InputError("--format goes with --only tables")
-    if study is not None and (results or diff):
-        raise InputError("--study goes into the page; leave out --results and --diff")
+    for_page = {"--study": study, "--metrics": metrics, "--steps": steps, "--within": within}
+    if (results or diff) and (given := [name for name, value in for_page.items() if value is not None]):
+        raise InputError(f"{' and '.join(given)} go with the page; leave out --results and --diff")
     if results is not None:
         _write_results(runs, results, as_json)
         return
     if diff:
         _diff(runs, fail_on, as_json)
         return
-    if len(runs) > 1:
-        raise InputError(
-            f"a report is about one run, not {len(runs)}; --diff compares two, --results PAGE writes about several"
-        )
+    from reports.read import open_report
+
+    folders, data = open_report(runs, study, names(metrics), step_counts(steps), within)
     if only:
-        _print_tables(runs[0], study, form or "markdown", as_json)
+        _print_tables(data, form or "markdown", as_json)
         return
     from reports.page import write_report, write_single_file
 
     if single_file is not None:
-        page = write_single_file(runs[0], single_file, study)
+        page = write_single_file(data, folders, single_file)
         told = {"page": str(page), "bytes": page.stat().st_size}
         click.echo(json.dumps(told, indent=2) if as_json else page)
         return
-    page = write_report(runs[0], out or runs[0] / "report", study)
+    page = write_report(data, folders, out or (runs[0] / "report" if len(runs) == 1 else Path("report")))
     if as_json:
         click.echo((page.with_name("data.json")).read_text(), nl=False)
     else:
@@ -119,13 +136,9 @@ def _diff(runs: tuple[Path, ...], fail_on: tuple[str, ...], as_json: bool) -> No
         raise SystemExit(1)
 
 
-def _print_tables(run: Path, study: Path | None, form: str, as_json: bool) -> None:
-    from hypersd_bench.store import RunStore
+def _print_tables(data: ReportData, form: str, as_json: bool) -> None:
     from reports import tables
-    from reports.data import read_report
-    from reports.study import read_study
 
-    data = read_report(RunStore.open(run), read_study(study) if study else None)
     suffix = {"markdown": "md", "latex": "tex", "csv": "csv"}[form]
     written = {name: text for name, text in tables.files(data).items() if name.endswith(f".{suffix}")}
     if as_json:

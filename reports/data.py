@@ -1,50 +1,46 @@
-"""What the page, the tables and the figures show: one frozen value, read from a run directory and printable as JSON."""
+"""What the page, the tables and the figures show: one frozen value, printable as JSON. ``reports.read`` makes it."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
-from math import comb, isfinite
-from statistics import quantiles
 from typing import Any, Literal
 
 from hypersd_bench.contracts import MetricInfo
-from hypersd_bench.errors import InputError
-from hypersd_bench.runner.doubtful import doubtful_images
-from hypersd_bench.store import CostRow, ImageRow, RunStore, TimingRow
-from metrics.comparison import ALPHA, Comparison, Summary, View, comparisons, is_trained_on, summaries
-from metrics.stats import holm
-from metrics.tradeoff import CostName, cheapest_within, default_cost, step_curves, tradeoff
-from reports.curves import Curve, read_curves
-from reports.pictures import PromptRow, choose_prompts
+from metrics.comparison import is_trained_on
+from metrics.tradeoff import CostName
+from reports.pictures import NoiseRow, PromptRow
 from reports.study import StudyData
-
-# Okabe & Ito (2008), "Color universal design": told apart with every common colour vision deficiency. Their black is
-# left out, because it vanishes on a dark page, and their yellow comes last, because it is faint on a white one.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross")
-REFERENCE_COLOUR = "#8a8a8a"
-DUPLICATE = "the same as another"
-DELTA_SHARE = 0.01  # of the best value: what "nearly the best" means where nobody says
+from reports.training import Curve, Made
 
 Mark = Literal["best", "level", ""]
-ComparedWith = Callable[[str], Sequence[Comparison]]  # baseline -> everybody's difference to it
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A weights file of a model and the step counts it was sampled at; file is empty for the base itself."""
+    """A weights file of a model and the step counts it was sampled at; file is empty for the base itself.
+
+    kind: ``base``, ``lora`` or ``unet``; empty where the run does not say.
+    """
 
     file: str
     sha256: str
+    kind: str
     steps: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Published:
+    """A row of a published table: of another protocol than the run, and so never beside its numbers as an equal."""
+
+    source: str
+    protocol: str
+    steps: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
-    """A model of the run and how it is drawn, everywhere alike.
+    """A model of the report and how it is drawn, everywhere alike. run: which of the report's runs it is of.
 
     is_reference: it competes with nobody, as the many-step teacher does (``_references``).
     """
@@ -57,6 +53,8 @@ class Model:
     license: str
     checkpoints: tuple[Checkpoint, ...]
     sampler: str
+    published: tuple[Published, ...]
+    run: int
     is_reference: bool
     colour: str
     shape: str
@@ -108,6 +106,29 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class Contrast:
+    """One line of an ablation: model minus against, corrected over all contrasts of the page."""
+
+    name: str
+    model: str
+    against: str
+    steps: tuple[int, ...]
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Accord:
+    """How often two metrics order two models' images of one prompt, noise and step count alike; ties count half."""
+
+    metric_a: str
+    metric_b: str
+    value: float
+    low: float | None
+    high: float | None
+    num_prompts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """Peak memory at the smallest batch that was measured: the device's tensors', on a CPU the process's."""
 
@@ -131,10 +152,14 @@ class FrontPoint:
 
 @dataclass(frozen=True, slots=True)
 class Cheapest:
-    """The cheapest configuration shown to be within ``delta`` of the best; model is empty where none is shown to be."""
+    """The cheapest configuration shown to be within ``delta`` of the best; model is empty where none is shown to be.
+
+    is_usual: nobody asked for this delta; it is 1 % of the best.
+    """
 
     metric: str
     delta: float
+    is_usual: bool
     cost: CostName
     model: str
     steps: int
@@ -144,7 +169,7 @@ class Cheapest:
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds per image of a stage: median and quartiles over n timed repeats."""
+    """Milliseconds per image of a stage: median, quartiles and the 90th percentile over n timed repeats."""
 
     model: str
     steps: int
@@ -152,36 +177,51 @@ class Latency:
     median_ms: float
     q1_ms: float
     q3_ms: float
+    p90_ms: float
     n: int
     batch_size: int
     device: str
 
 
 @dataclass(frozen=True, slots=True)
-class ReportData:
-    """Everything a report shows. baseline is empty when the run names none."""
+class Run:
+    """One of the report's runs, and all that it takes to repeat it. name: of its folder, unlike the others'."""
 
+    name: str
     title: str
     base: str
-    baseline: str
     spec: dict[str, Any]
     spec_hash: str
     provenance: dict[str, Any]
     prompts: dict[str, Any]
     num_images: int
     num_expected: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """Everything a report shows. baseline is empty when the run names none; runs, when it is about training alone."""
+
+    title: str
+    runs: tuple[Run, ...]
+    baseline: str
+    num_prompts: int
     num_replicates: int
     models: tuple[Model, ...]
     steps: tuple[int, ...]
     metrics: tuple[MetricInfo, ...]
     cells: tuple[Cell, ...]
     differences: tuple[Difference, ...]
+    contrasts: tuple[Contrast, ...]
     latencies: tuple[Latency, ...]
     memories: tuple[Memory, ...]
     fronts: tuple[FrontPoint, ...]
     cheapest: Cheapest | None
+    accords: tuple[Accord, ...]
     grid: tuple[PromptRow, ...]
+    diversity: tuple[NoiseRow, ...]
     curves: tuple[Curve, ...]
+    made: tuple[Made, ...]
     notes: tuple[str, ...]
     study: StudyData | None = None
 
@@ -212,318 +252,30 @@ class ReportData:
             p.on_front for p in self.fronts if (p.metric, p.cost, p.model, p.steps) == (metric, cost, model, steps)
         )
 
+    @property
+    def rivals(self) -> tuple[Model, ...]:
+        """The models that compete."""
+        return tuple(model for model in self.models if not model.is_reference)
+
+    @property
+    def references(self) -> tuple[Model, ...]:
+        """The models that compete with nobody."""
+        return tuple(model for model in self.models if model.is_reference)
+
+    @property
+    def shared_steps(self) -> list[int]:
+        """The step counts of the models that compete."""
+        return sorted({steps for model in self.rivals for steps in model.steps})
+
+    @property
+    def num_images(self) -> int:
+        """The images of all runs."""
+        return sum(run.num_images for run in self.runs)
+
     def configurations(self) -> list[tuple[int, Model]]:
-        """All (steps, model) of the run, by step count, then in the order of the models."""
+        """All (steps, model), by step count, then in the order of the models."""
         return [(steps, model) for steps in self.steps for model in self.models if steps in model.steps]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``data.json``."""
         return asdict(self)
-
-
-def read_report(store: RunStore, study: StudyData | None = None) -> ReportData:
-    """Read all a report shows from a run directory, and a study of its images.
-
-    Raises InputError when the run holds no image yet, or the study is of another run.
-    """
-    images = store.images()
-    if not images:
-        raise InputError(f"{store.folder} holds no images yet; give its spec to hypersd-bench run first")
-    manifest = store.manifest
-    if study is not None and study.run != manifest["spec_hash"]:
-        raise InputError(f"the study shows images of the run {study.run[:12]}, and {store.folder} is the run "
-                         f"{manifest['spec_hash'][:12]}: a report never mixes them")  # fmt: skip
-    models = _models(manifest, images)
-    compared_with = cache(lambda model: tuple(comparisons(store, model)))  # set metrics make this the slow part
-    cells = _cells(summaries(store), models, compared_with)
-    grid, grid_notes = choose_prompts(store, images, [model.name for model in models])
-    scored = {cell.metric for cell in cells}
-    baseline = _baseline(manifest, models)
-    view = View([store])
-    return ReportData(
-        title=str(manifest["spec"].get("name") or store.folder.resolve().name),
-        base=str(manifest["spec"].get("base", "")),
-        baseline=baseline,
-        spec=manifest["spec"],
-        spec_hash=manifest["spec_hash"],
-        provenance=manifest["provenance"],
-        prompts=manifest.get("prompts", {}),
-        num_images=len(images),
-        num_expected=_num_expected(manifest),
-        num_replicates=len({row.replicate for row in images}),
-        models=models,
-        steps=tuple(sorted({row.steps for row in images})),
-        metrics=tuple(MetricInfo(**entry) for entry in manifest["metrics"] if entry["id"] in scored),
-        cells=cells,
-        differences=to_differences(compared_with(baseline)) if baseline else (),
-        latencies=_latencies(store.timings()),
-        memories=_memories(store.costs()),
-        fronts=_fronts(view),
-        cheapest=_cheapest(view, models),
-        grid=grid,
-        curves=tuple(curve for entry in manifest["models"] for curve in read_curves(store.folder, entry)),
-        notes=(*manifest.get("notes", ()), *_doubtful(store, models), *_truncated(manifest), *grid_notes),
-        study=study,
-    )
-
-
-def _models(manifest: Mapping[str, Any], images: Sequence[ImageRow]) -> tuple[Model, ...]:
-    """The models that have images, in the manifest's order, with the steps they have images of."""
-    steps: dict[str, set[int]] = defaultdict(set)
-    for row in images:
-        steps[row.model].add(row.steps)
-    entries = [entry for entry in manifest["models"] if entry["name"] in steps]
-    labels = [entry.get("label") or entry["name"] for entry in entries]
-    references = _references(entries, steps)
-    models: list[Model] = []
-    num_competing = 0
-    for entry, label in zip(entries, labels, strict=True):
-        name = entry["name"]
-        is_reference = name in references
-        models.append(
-            Model(
-                name=name,
-                label=label if labels.count(label) == 1 else f"{label} ({name})",
-                family=entry.get("family", ""),
-                steps=tuple(sorted(steps[name])),
-                trained_on=tuple(entry.get("trained_on", ())),
-                license=entry.get("license") or "",
-                checkpoints=_checkpoints(entry.get("checkpoints", {})),
-                sampler=_samplers(entry),
-                is_reference=is_reference,
-                colour=REFERENCE_COLOUR if is_reference else COLOURS[num_competing % len(COLOURS)],
-                shape=SHAPES[0] if is_reference else SHAPES[num_competing % len(SHAPES)],
-            )
-        )
-        num_competing += not is_reference
-    return tuple(models)
-
-
-def _references(entries: Sequence[Mapping[str, Any]], steps: Mapping[str, set[int]]) -> set[str]:
-    """Name those who compete with nobody: without a step count in common, or, where nobody has one, the teachers."""
-    names = {str(entry["name"]) for entry in entries}
-    alone = {name for name in names if not any(steps[name] & steps[other] for other in names - {name})}
-    teachers = {str(entry["name"]) for entry in entries if entry.get("family") == "teacher"}
-    references = alone if alone < names else teachers
-    return references if references < names else set()
-
-
-def _checkpoints(by_steps: Mapping[str, Mapping[str, str]]) -> tuple[Checkpoint, ...]:
-    """Gather the manifest's checkpoints by file."""
-    steps: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for count, checkpoint in by_steps.items():
-        steps[checkpoint["file"], checkpoint["sha256"]].append(int(count))
-    found = [Checkpoint(file, sha256, tuple(sorted(counts))) for (file, sha256), counts in steps.items()]
-    return tuple(sorted(found, key=lambda checkpoint: checkpoint.steps))
-
-
-def _samplers(entry: Mapping[str, Any]) -> str:
-    """Say a model's contracts in a few words; where they differ, with their step counts."""
-    contracts = entry.get("contracts") or {"": entry.get("contract") or {}}  # runs of old have one for all
-    steps: dict[str, list[str]] = defaultdict(list)
-    for count, contract in contracts.items():
-        steps[_sampler(contract)].append(count)
-    if len(steps) == 1:
-        return next(iter(steps))
-    return "; ".join(f"{sampler} (steps: {', '.join(counts)})" for sampler, counts in steps.items())
-
-
-def _sampler(contract: Mapping[str, Any]) -> str:
-    """Say a contract in a few words: scheduler, guidance, eta."""
-    words = [str(contract.get("scheduler", "")).removesuffix("Scheduler")]
-    if (contract.get("guidance_scale") or 0) > 1:
-        words.append(f"guidance {contract['guidance_scale']:g}")
-    if contract.get("eta"):
-        words.append(f"eta {contract['eta']:g}")
-    return ", ".join(words)
-
-
-def _finite(value: float) -> float | None:
-    return value if isfinite(value) else None
-
-
-def _baseline(manifest: Mapping[str, Any], models: Sequence[Model]) -> str:
-    wanted = manifest.get("baseline") or ""
-    return wanted if any(model.name == wanted for model in models) else ""
-
-
-def _num_expected(manifest: Mapping[str, Any]) -> int:
-    """How many images the spec asks for."""
-    per_configuration: int = manifest.get("prompts", {}).get("count", 0) * manifest["spec"].get("replicates", 1)
-    num_configurations = sum(len(entry.get("steps", ())) for entry in manifest["models"])
-    return num_configurations * per_configuration
-
-
-def _cells(found: Sequence[Summary], models: Sequence[Model], compared_with: ComparedWith) -> tuple[Cell, ...]:
-    marks = _marks(found, compared_with)
-    order = {model.name: i for i, model in enumerate(models)}
-    metrics = list(dict.fromkeys(summary.metric for summary in found))  # in the manifest's order
-    known = [summary for summary in found if summary.model in order]
-    return tuple(
-        Cell(
-            metric=s.metric,
-            model=s.model,
-            steps=s.steps,
-            value=s.estimate.value if s.estimate else None,
-            low=_finite(s.estimate.low) if s.estimate else None,
-            high=_finite(s.estimate.high) if s.estimate else None,
-            n=s.estimate.n if s.estimate else 0,
-            num_prompts=s.estimate.num_clusters if s.estimate else 0,
-            missing=s.missing,
-            reason=s.reason,
-            mark=marks.get((s.metric, s.model, s.steps), ""),
-        )
-        for s in sorted(known, key=lambda s: (metrics.index(s.metric), s.steps, order[s.model]))
-    )
-
-
-def _marks(found: Iterable[Summary], compared_with: ComparedWith) -> dict[tuple[str, str, int], Mark]:
-    """Mark the best of each metric and step count, and those not shown to be worse than it.
-
-    A model loses its mark only by a paired difference from the best that holds after correction: what nothing tells
-    from the best is level with it.
-    """
-    rivals: dict[tuple[str, int], list[Summary]] = defaultdict(list)
-    for summary in found:
-        if summary.estimate is not None:
-            rivals[summary.metric, summary.steps].append(summary)
-    best = {key: _best(group).model for key, group in rivals.items() if len(group) > 1}
-    num_pairs = sum(comb(len(rivals[key]), 2) for key in best)
-    worse = _worse_than_best(best, num_pairs, compared_with)
-    marks: dict[tuple[str, str, int], Mark] = {}
-    for (metric, steps), winner in best.items():
-        for summary in rivals[metric, steps]:
-            key = (metric, summary.model, steps)
-            if key not in worse:
-                marks[key] = "best" if summary.model == winner else "level"
-    return marks
-
-
-def _worse_than_best(
-    best: Mapping[tuple[str, int], str], num_pairs: int, compared_with: ComparedWith
-) -> set[tuple[str, str, int]]:
-    """(metric, model, steps) of those whose difference from the best holds after Holm's correction over all pairs.
-
-    The best was chosen by looking, so every pair counts, not only those with the best. Pairs that were not tested
-    enter with p = 1, which can only make the others' corrected p larger.
-    """
-    tested = [
-        c
-        for winner in sorted(set(best.values()))
-        for c in compared_with(winner)
-        if best.get((c.metric, c.steps)) == winner
-    ]
-    untested = [1.0] * (num_pairs - len(tested))
-    corrected = holm([c.difference.p_value for c in tested] + untested)[: len(tested)]
-    return {(c.metric, c.model, c.steps) for c, p in zip(tested, corrected, strict=True) if p < ALPHA}
-
-
-def _best(group: Sequence[Summary]) -> Summary:
-    sign = 1.0 if group[0].info.direction == "higher" else -1.0
-    return max(group, key=lambda s: sign * s.estimate.value if s.estimate else float("-inf"))
-
-
-def to_differences(found: Iterable[Comparison]) -> tuple[Difference, ...]:
-    """Comparisons as a report shows them."""
-    return tuple(
-        Difference(
-            metric=c.metric,
-            model=c.model,
-            steps=c.steps,
-            baseline=c.baseline,
-            value=c.difference.value,
-            low=_finite(c.difference.low),
-            high=_finite(c.difference.high),
-            n=c.difference.n,
-            num_prompts=c.difference.num_clusters,
-            p_value=c.difference.p_value,
-            p_holm=c.p_holm,
-            verdict=c.verdict,
-            detectable=_finite(c.detectable),
-        )
-        for c in found
-    )
-
-
-def _latencies(rows: Iterable[TimingRow]) -> tuple[Latency, ...]:
-    """Median and quartiles per stage, at the smallest batch size that was timed."""
-    groups: dict[tuple[str, int, str], dict[int, list[TimingRow]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        groups[row.model, row.steps, row.stage][row.batch_size].append(row)
-    latencies = []
-    for (model, steps, stage), by_batch in sorted(groups.items()):
-        batch_size = min(by_batch)
-        timed = by_batch[batch_size]
-        times_ms = [1000 * row.seconds / batch_size for row in timed]
-        q1, median, q3 = quantiles(times_ms, n=4, method="inclusive") if len(times_ms) > 1 else times_ms * 3
-        latencies.append(Latency(model, steps, stage, median, q1, q3, len(timed), batch_size, timed[0].device))
-    return tuple(latencies)
-
-
-def _memories(rows: Iterable[CostRow]) -> tuple[Memory, ...]:
-    """Peak memory, at the smallest batch size that was measured."""
-    smallest: dict[tuple[str, int], CostRow] = {}
-    for row in rows:
-        key = (row.model, row.steps)
-        if row.name == "peak-memory" and (key not in smallest or row.batch_size < smallest[key].batch_size):
-            smallest[key] = row
-    return tuple(
-        Memory(row.model, row.steps, row.value, row.batch_size, row.device) for _, row in sorted(smallest.items())
-    )
-
-
-def _fronts(view: View) -> tuple[FrontPoint, ...]:
-    """Who is on the front of each per-image metric and each cost that was measured alike."""
-    return tuple(
-        FrontPoint(info.id, cost, row.model, row.steps, row.on_front)
-        for info in view.infos
-        if info.per_image
-        for cost, rows in tradeoff(view, info).fronts.items()
-        if cost != "steps"
-        for row in rows
-    )
-
-
-def _cheapest(view: View, models: Sequence[Model]) -> Cheapest | None:
-    """The cheapest that is nearly the best, by the first per-image metric that the fewest models were trained on."""
-    per_image = [info for info in view.infos if info.per_image]
-    if not per_image:
-        return None
-    info = min(per_image, key=lambda info: sum(model.was_trained_on(info.id) for model in models))
-    points = step_curves(view, info)
-    values = [point.summary.estimate.value for point in points if point.summary.estimate]
-    if len(values) < 2:
-        return None
-    best = max(values) if info.direction == "higher" else min(values)
-    delta, cost = DELTA_SHARE * abs(best), default_cost(points)
-    try:
-        found = cheapest_within(view, info, delta, cost)
-    except InputError:  # too few prompts shared by all, or a best of zero: then nothing can be said
-        return None
-    model, steps = found.choice or ("", 0)
-    return Cheapest(info.id, delta, cost, model, steps, sum(loss.within for loss in found.losses), found.n)
-
-
-def _doubtful(store: RunStore, models: Sequence[Model]) -> list[str]:
-    """Count the images that can't be trusted, by model and by what is wrong with them."""
-    labels = {model.name: model.label for model in models}
-    counts: dict[tuple[str, str], int] = defaultdict(int)
-    for found in doubtful_images(store):
-        for defect, count in found.defects.items():
-            counts[found.model, defect] += count
-        counts[found.model, DUPLICATE] += found.duplicates
-    return [
-        f"{labels.get(model, model)}: {count} {'image is' if count == 1 else 'images are'} {what}; "
-        f"{'counted here and scored' if what == DUPLICATE else 'counted here and left out of the scores'}."
-        for (model, what), count in sorted(counts.items())
-        if count
-    ]
-
-
-def _truncated(manifest: Mapping[str, Any]) -> list[str]:
-    """Say how many prompts the text encoder does not read to their end."""
-    cut = manifest.get("prompts", {}).get("truncated", {})
-    if not cut.get("count"):
-        return []
-    return [f"{cut['count']} of {manifest['prompts']['count']} prompts are longer than the {cut['limit']} tokens that "
-            "the text encoder reads; their ends are not drawn."]  # fmt: skip

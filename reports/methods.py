@@ -1,19 +1,17 @@
-"""A paragraph on methods for a paper, with the run's real figures; to paste and to edit."""
+"""A paragraph on methods for a paper, with the run's real figures; English, to paste and to edit."""
 
 from __future__ import annotations
 
 from reports.data import ReportData
-from reports.numbers import counted, listed
+from reports.strings import counted, listed
 
 
 def methods_paragraph(data: ReportData) -> str:
     """Say what was generated, scored and tested, and how, in plain text."""
-    competing = [model for model in data.models if not model.is_reference]
-    steps = sorted({count for model in competing for count in model.steps})
-    n = data.prompts.get("count", 0)
+    sets = dict.fromkeys(str(run.prompts.get("id", "own prompts")) for run in data.runs)
     said = [
-        f"We compare {listed(model.label for model in competing)} at {listed(map(str, steps))} sampling steps on "
-        f"{counted(n, 'prompt')} ({data.prompts.get('id', 'own prompts')}), with "
+        f"We compare {listed(model.label for model in data.rivals)} at {listed(map(str, data.shared_steps))} sampling "
+        f"steps on {counted(data.num_prompts, 'prompt')} ({listed(sets)}), with "
         f"{counted(data.num_replicates, 'image')} for each prompt and the same initial noise for every model, each "
         "with the sampler it was made for.",
     ]

@@ -62,14 +62,3 @@ def percent(share: float) -> str:
 def gibibytes(count: float) -> str:
     """Write bytes as GiB with two decimals."""
     return f"{count / 2**30:,.2f}"
-
-
-def counted(count: int, noun: str) -> str:
-    """Write a count with its noun: ``1 image``, ``1,024 images``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def listed(names: Iterable[str], conjunction: str = "and") -> str:
-    """Write a list in words: ``a``, ``a and b``, ``a, b and c``."""
-    *head, last = names
-    return f"{', '.join(head)} {conjunction} {last}" if head else last

@@ -18,37 +18,17 @@ import yaml
 
 from hypersd_bench.errors import InputError
 from hypersd_bench.store import RunStore, write_bytes
-from metrics import comparison
-from metrics.comparison import Comparison
+from metrics.comparison import View, contrasts, corrected
 from reports import tables, verdict
-from reports.data import Difference, ReportData, read_report, to_differences
-from reports.numbers import counted, decimals, fixed, listed
-from reports.tables import DAGGER, markdown_escape
+from reports.caveats import caveats, span
+from reports.data import Contrast, Difference, ReportData
+from reports.numbers import decimals, fixed
+from reports.read import contrast_pairs, fill_contrasts, read_report, spec_contrasts
+from reports.strings import counted, listed
+from reports.tables import markdown_escape
 
 OPEN, CLOSE = "<!-- remarks -->", "<!-- /remarks -->"
 WARNING = "<!-- Generated: what is written outside the remarks is lost when the command below runs again. -->"
-
-
-@dataclass(frozen=True, slots=True)
-class Contrast:
-    """One line of an ablation: model minus against, corrected over all contrasts of the page."""
-
-    name: str
-    model: str
-    against: str
-    steps: tuple[int, ...]
-    differences: tuple[Difference, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """A weights file of the run and what it says of its own making; card is empty where it says nothing."""
-
-    label: str
-    file: str
-    sha256: str
-    steps: tuple[int, ...]
-    card: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +38,6 @@ class Section:
     folder: Path
     data: ReportData
     contrasts: tuple[Contrast, ...]
-    made: tuple[Made, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The run, its title and its contrasts as plain values."""
@@ -96,51 +75,15 @@ def read_sections(runs: Sequence[Path]) -> tuple[Section, ...]:
     """Read the runs; their contrasts are corrected together."""
     if len({run.resolve() for run in runs}) < len(runs):
         raise InputError("a run is named twice; name each once")
-    stores = [RunStore.open(run) for run in runs]
-    reports = [read_report(store) for store in stores]
-    found = [list(comparison.contrasts(store, _pairs(store))) for store in stores]
+    views = [View([RunStore.open(run)]) for run in runs]
+    reports = [read_report(view) for view in views]
+    asked = [spec_contrasts(view) for view in views]
+    found = [contrasts(view, contrast_pairs(entries)) for view, entries in zip(views, asked, strict=True)]
     infos = {metric.id: metric for data in reports for metric in data.metrics}
-    corrected = iter(comparison.corrected([c for of_run in found for c in of_run], infos))
-    judged = [[next(corrected) for _ in of_run] for of_run in found]
+    judged = iter(corrected([c for of_run in found for c in of_run], infos))
     return tuple(
-        Section(store.folder, data, _contrasts(store, of_run), _made(store, data))
-        for store, data, of_run in zip(stores, reports, judged, strict=True)
-    )
-
-
-def _pairs(store: RunStore) -> list[comparison.Pair]:
-    """(model, against, steps) of all contrasts; a pair in two contrasts is tested once."""
-    entries = store.manifest.get("contrasts", ())
-    return list(dict.fromkeys((e["model"], e["against"], steps) for e in entries for steps in e["steps"]))
-
-
-def _contrasts(store: RunStore, judged: Iterable[Comparison]) -> tuple[Contrast, ...]:
-    differences = to_differences(judged)
-    return tuple(
-        Contrast(
-            name=entry["name"],
-            model=entry["model"],
-            against=entry["against"],
-            steps=tuple(entry["steps"]),
-            differences=tuple(
-                d
-                for d in differences
-                if (d.model, d.baseline) == (entry["model"], entry["against"]) and d.steps in entry["steps"]
-            ),
-        )
-        for entry in store.manifest.get("contrasts", ())
-    )
-
-
-def _made(store: RunStore, data: ReportData) -> tuple[Made, ...]:
-    """The weights files of the run in the order of its models; the base itself has none."""
-    checkpoints = (c for entry in store.manifest["models"] for c in entry.get("checkpoints", {}).values())
-    cards = {checkpoint["sha256"]: checkpoint.get("card", {}) for checkpoint in checkpoints}
-    return tuple(
-        Made(model.label, checkpoint.file, checkpoint.sha256, checkpoint.steps, cards[checkpoint.sha256])
-        for model in data.models
-        for checkpoint in model.checkpoints
-        if checkpoint.file
+        Section(run, data, fill_contrasts(entries, [next(judged) for _ in of_run]))
+        for run, data, entries, of_run in zip(runs, reports, asked, found, strict=True)
     )
 
 
@@ -160,10 +103,8 @@ def _from_here(path: Path) -> str:
 def render(sections: Sequence[Section], command: str, remarks: str) -> str:
     """Write the page."""
     titles = _titles(sections)
-    num_comparisons = len({
-        (section.folder, d.metric, d.model, d.baseline, d.steps)
-        for section in sections for contrast in section.contrasts for d in contrast.differences
-    })  # fmt: skip
+    contrasted = [replace(section.data, contrasts=section.contrasts) for section in sections]
+    num_comparisons = sum(map(tables.num_contrasted, contrasted))
     blocks = [
         f"# Results of {markdown_escape(listed(titles))}",
         WARNING,
@@ -208,7 +149,7 @@ def _section(title: str, section: Section, num_comparisons: int) -> Iterator[str
     yield "### How the models were made"
     yield from _how_made(section)
     yield "### What this run can't say"
-    yield _bullets([*verdict.caveats(data), *_limits(section)])
+    yield _bullets([*caveats(data), *_limits(section)])
     yield "### Provenance"
     yield _provenance(data)
     yield f"<details><summary>Spec</summary>\n\n```yaml\n{_spec(section)}```\n\n</details>"
@@ -222,46 +163,20 @@ def _verdict(budget: verdict.Budget) -> list[str]:
 
 
 def _contrast(data: ReportData, contrast: Contrast, num_comparisons: int) -> Iterator[str]:
-    """What a contrast shows in a sentence, and its table: the report's own of differences, to another baseline."""
-    if not contrast.differences:
-        at = f"{listed(map(str, contrast.steps))} {'step' if contrast.steps == (1,) else 'steps'}"
-        yield markdown_escape(f"Not comparable yet: {contrast.model} and {contrast.against} at {at} have no scores.")
-        return
-    yield markdown_escape(_outcome(data, contrast))
-    table = tables.differences(replace(data, baseline=contrast.against, differences=contrast.differences))
-    against = data.model(contrast.against).label
-    note = (
-        f"{data.model(contrast.model).label} minus {against}. Bold: the difference holds after Holm's correction over "
-        f"the {counted(num_comparisons, 'comparison')} of all contrasts of this page (5 %)."
-    )
-    if any(entry.trained_on for row in table.rows for entry in row.entries):
-        note += f" {DAGGER}: the model or {against} was trained on this metric."
-    yield tables.to_markdown(replace(table, note=note))
-
-
-def _outcome(data: ReportData, contrast: Contrast) -> str:
-    """Say where the difference holds, and which way."""
-    label = data.model(contrast.model).label
-    said = []
-    for steps in contrast.steps:
-        ways = []
-        for way in ("better", "worse"):
-            here = [d for d in contrast.differences if (d.steps, d.verdict) == (steps, way)]
-            if here:
-                ways.append(f"{way} in {listed(data.metric(d.metric).label for d in here)}")
-        if ways:
-            said.append(f"At {counted(steps, 'step')}, {label} is {' and '.join(ways)}.")
-    return " ".join(said) or "No difference holds after correction."
+    """What a contrast shows in a sentence, and its table."""
+    yield markdown_escape(verdict.contrast_outcome(data, contrast))
+    if contrast.differences:
+        yield tables.to_markdown(tables.contrast(data, contrast, num_comparisons))
 
 
 def _how_made(section: Section) -> Iterator[str]:
     """A row for each weights file, and under them the commands."""
-    if not section.made:
+    if not section.data.made:
         yield "No weights but the base's own."
         return
     header = ["Model", "File", "Steps", "Method, stage", "Rank", "Seed", "Images seen", "Seconds", "SHA-256"]
     lines = [_row(header), _row([":--", ":--", ":--", ":--", "--:", "--:", "--:", "--:", ":--"])]
-    for made in section.made:
+    for made in section.data.made:
         method = ", ".join(str(made.card[key]) for key in ("method", "stage") if key in made.card)
         numbers = [_figure(made.card.get(key)) for key in ("rank", "seed", "images_seen", "seconds")]
         file = _code(made.file).replace("|", r"\|")
@@ -271,7 +186,7 @@ def _how_made(section: Section) -> Iterator[str]:
     yield "\n".join(lines)
     yield "Images and seconds of training count from the start of the run that made the file, with its stages before."
     labels: dict[str, list[str]] = defaultdict(list)
-    for made in section.made:
+    for made in section.data.made:
         command = str(made.card.get("command", ""))
         if made.label not in labels[command]:
             labels[command].append(made.label)
@@ -290,14 +205,12 @@ def _limits(section: Section) -> Iterator[str]:
     """What the figures can't bear, beside what would spoil them: derived from n, cards and provenance."""
     data = section.data
     yield from _resolution([*data.differences, *(d for c in section.contrasts for d in c.differences)], data)
-    yield from _single_seeds(section.made)
-    yield from _unequal(section.made)
     for metric in data.metrics:
         sizes = sorted({cell.n for cell in data.cells if cell.metric == metric.id and cell.value is not None})
         if metric.statistic == "frechet" and sizes:
             n = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
             yield f"{metric.label} of {n} images lies above that of many: compare it only where n is the same."
-    if str(data.provenance.get("git", "")).endswith("+changes"):
+    if str(data.runs[0].provenance.get("git", "")).endswith("+changes"):
         yield "The program had changes that were not committed: the revision below is not quite what ran."
 
 
@@ -313,57 +226,23 @@ def _resolution(differences: Sequence[Difference], data: ReportData) -> Iterator
         yield f"A difference's interval is typically {listed(parts)}: what is smaller doesn't show with this n."
 
 
-def _single_seeds(made: Sequence[Made]) -> Iterator[str]:
-    """Name those whose recipe, the command without its seed, was trained once."""
-    seeds: dict[str, set[int]] = defaultdict(set)
-    recipes: dict[str, set[str]] = defaultdict(set)
-    for one in made:
-        if {"command", "seed"} <= one.card.keys():
-            recipe = re.sub(r" --seed \d+\b", "", one.card["command"])
-            seeds[recipe].add(one.card["seed"])
-            recipes[one.label].add(recipe)
-    once = [label for label, mine in recipes.items() if all(len(seeds[recipe]) == 1 for recipe in mine)]
-    if once:
-        yield (
-            f"{listed(once)}: trained with one seed. The intervals are over prompts and noise, not over trainings; "
-            "another seed may order models that are close differently."
-        )
-
-
-def _unequal(made: Sequence[Made]) -> Iterator[str]:
-    """Say where the models did not get the same: images, rank, teacher."""
-    for key, what in (("images_seen", "saw unequal numbers of training images"), ("rank", "are of unequal rank")):
-        values: dict[str, list[int]] = defaultdict(list)
-        for one in made:
-            if key in one.card:
-                values[one.label].append(one.card[key])
-        if len({value for mine in values.values() for value in mine}) > 1:
-            yield f"The files {what}: {'; '.join(f'{label} {_span(mine)}' for label, mine in values.items())}."
-    if len({one.card["base_unet_sha256"] for one in made if "base_unet_sha256" in one.card}) > 1:
-        yield "The models were not all distilled from the same teacher."
-
-
-def _span(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
 def _provenance(data: ReportData) -> str:
-    made = data.provenance
+    run = data.runs[0]
+    made = run.provenance
     packages = ", ".join(f"{name} {version}" for name, version in sorted(made.get("packages", {}).items()))
     lines = [
-        f"Run begun {made.get('created', '')}, {_revision(str(made.get('git', '')))}, spec {data.spec_hash[:12]}",
+        f"Run begun {made.get('created', '')}, {_revision(str(made.get('git', '')))}, spec {run.spec_hash[:12]}",
         f"Machine: {made.get('machine', '')}, device {made.get('device', '')}",
         f"Software: Python {made.get('python', '')}, {packages}",
-        f"Prompts: {data.prompts.get('count', 0):,} of {data.prompts.get('id', '')} "
-        f"({str(data.prompts.get('sha256', ''))[:12]}), {counted(data.num_replicates, 'noise')} each, "
-        f"seed {data.spec.get('seed', 0)}",
+        f"Prompts: {run.prompts.get('count', 0):,} of {run.prompts.get('id', '')} "
+        f"({str(run.prompts.get('sha256', ''))[:12]}), {counted(data.num_replicates, 'noise')} each, "
+        f"seed {run.spec.get('seed', 0)}",
         *(f"{metric.label}: {tables.protocol(metric)}" for metric in data.metrics),
     ]
     totals = [x for x in data.latencies if x.stage == "total"]
     for device, batch_size in sorted({(x.device, x.batch_size) for x in totals}):
         repeats = [x.n for x in totals if (x.device, x.batch_size) == (device, batch_size)]
-        lines.append(f"Latency: median of {_span(repeats)} repeats, batch size {batch_size}, on {device}")
+        lines.append(f"Latency: median of {span(repeats)} repeats, batch size {batch_size}, on {device}")
     return _bullets(f"{line}." for line in lines)
 
 
@@ -378,7 +257,7 @@ def _spec(section: Section) -> str:
         {"name": contrast.name, "model": contrast.model, "against": contrast.against, "steps": contrast.steps}
         for contrast in section.contrasts
     ]
-    spec = {**section.data.spec, "metrics": metrics, "contrasts": contrasts}
+    spec = {**section.data.runs[0].spec, "metrics": metrics, "contrasts": contrasts}
     text: str = yaml.safe_dump(_plain(spec), width=float("inf"), allow_unicode=True)
     return text
 

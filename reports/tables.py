@@ -6,15 +6,17 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypersd_bench.contracts import MetricInfo
-from reports.data import Cell, Difference, Mark, ReportData
+from reports.data import Cell, Contrast, Difference, Mark, Model, ReportData
 from reports.numbers import MINUS, decimals, fixed, gibibytes, interval, milliseconds
-from reports.study import StudyData
+from reports.strings import Said, joined, say
+from reports.study import Criterion, Preference, StudyData
 
 ARROWS = {"higher": "\u2191", "lower": "\u2193"}
 DAGGER = "\u2020"  # the model was trained on this metric
+KINDS = {"lora": "LoRA", "unet": "UNet", "base": "base"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +30,34 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Heading:
+    """What a column is of: a metric, or where that is none, what ``text`` says; small: more on it."""
+
+    text: str
+    small: str
+    metric: MetricInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One row of a table: which model at how many steps, and its entries, one for each heading."""
 
     steps: int
     model: str
     label: str
+    kind: str
     entries: tuple[Entry, ...]
     num_images: str
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table as a reader sees it. headings exclude the steps, the model and n; first: the row opens a new block."""
+    """A table as a reader sees it. headings exclude the steps, the model, its type and n."""
 
-    caption: str
-    headings: tuple[str, ...]
+    caption: Said
+    headings: tuple[Heading, ...]
     rows: tuple[Row, ...]
-    note: str
+    note: Said
 
     def opens_block(self, index: int) -> bool:
         """Whether this row is the first of its step count."""
@@ -65,23 +77,32 @@ def results(data: ReportData) -> Table:
         ]
         if timed:
             latency = data.latency(model.name, steps)
-            entries.append(Entry(milliseconds(latency.median_ms) if latency else "", "" if latency else "not timed"))
+            missing = say("table.not_timed")
+            entries.append(Entry(milliseconds(latency.median_ms)) if latency else Entry("", missing))
         if data.memories:
             memory = data.memory(model.name, steps)
-            entries.append(Entry(gibibytes(memory.peak_bytes) if memory else "", "" if memory else "not measured"))
-        rows.append(Row(steps, model.name, model.label, tuple(entries), _sizes(cells)))
-    headings = [f"{metric.label} {ARROWS[metric.direction]}" for metric in data.metrics]
-    return Table(
-        caption=f"Results of {data.title} by step count, with 95 % intervals.",
-        headings=(*headings, *(["ms per image"] if timed else []), *(["peak GiB"] if data.memories else [])),
-        rows=tuple(rows),
-        note=_results_note(data),
-    )
+            missing = say("table.not_measured")
+            entries.append(Entry(gibibytes(memory.peak_bytes)) if memory else Entry("", missing))
+        rows.append(Row(steps, model.name, model.label, _kind(model, steps), tuple(entries), _sizes(cells)))
+    headings = [_metric_heading(metric) for metric in data.metrics]
+    headings += [Heading(say("table.ms_per_image"), say("table.median"))] if timed else []
+    headings += [Heading(say("table.peak_gib"), say("table.smallest_batch"))] if data.memories else []
+    return Table(say("table.results_caption", title=data.title), tuple(headings), tuple(rows), _results_note(data))
+
+
+def _metric_heading(metric: MetricInfo) -> Heading:
+    return Heading(f"{metric.label} {ARROWS[metric.direction]}", metric.id, metric)
+
+
+def _kind(model: Model, steps: int) -> str:
+    """What its weights at this step count are; empty where the run does not say."""
+    kinds = [checkpoint.kind for checkpoint in model.checkpoints if steps in checkpoint.steps]
+    return KINDS.get(kinds[0], "") if kinds else ""
 
 
 def _result_entry(cell: Cell | None, places: int, trained_on: bool) -> Entry:
     if cell is None or cell.value is None:
-        return Entry("", cell.reason if cell else "not scored")
+        return Entry("", cell.reason if cell else say("table.not_scored"))
     return Entry(fixed(cell.value, places), interval(cell.low, cell.high, places), cell.mark, trained_on)
 
 
@@ -93,21 +114,31 @@ def _sizes(cells: Iterable[Cell | None]) -> str:
     return f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,}-{sizes[-1]:,}"
 
 
-def _results_note(data: ReportData) -> str:
-    note = (
-        "Bold: best of its step count. Underlined: no difference from the best shown (paired by prompt and noise, "
-        "Holm's correction over all pairs of models, 5 %). Intervals are 95 %, clustered by prompt."
-    )
+def _results_note(data: ReportData) -> Said:
+    notes = [say("table.results_note")]
     if any(model.was_trained_on(metric.id) for model in data.models for metric in data.metrics):
-        note += f" {DAGGER}: the model was trained on this metric."
-    return note
+        notes.append(say("table.results_dagger", dagger=DAGGER))
+    return joined(notes)
 
 
 def differences(data: ReportData) -> Table:
     """Lay out the differences to the baseline: model minus baseline, one column for each metric."""
-    metrics = [m for m in data.metrics if any(d.metric == m.id for d in data.differences)]
-    found = {(d.metric, d.model, d.steps): d for d in data.differences}
-    places = {m.id: decimals(d for d in data.differences if d.metric == m.id) for m in metrics}
+    baseline = data.model(data.baseline).label
+    caption = say("table.differences_caption", baseline=baseline)
+    return _differences(data, data.differences, caption, say("table.differences_note", baseline=baseline), baseline)
+
+
+def contrast(data: ReportData, found: Contrast, num_comparisons: int) -> Table:
+    """Lay out a contrast as the differences, corrected over all comparisons of all contrasts."""
+    against = data.model(found.against).label
+    note = say("table.contrast_note", model=data.model(found.model).label, against=against, n=f"{num_comparisons:,}")
+    return _differences(data, found.differences, say("table.contrast_caption", name=found.name), note, against)
+
+
+def _differences(data: ReportData, shown: Sequence[Difference], caption: Said, note: Said, baseline: str) -> Table:
+    metrics = [m for m in data.metrics if any(d.metric == m.id for d in shown)]
+    found = {(d.metric, d.model, d.steps): d for d in shown}
+    places = {m.id: decimals(d for d in shown if d.metric == m.id) for m in metrics}
     rows = []
     for steps, model in data.configurations():
         here = [found.get((metric.id, model.name, steps)) for metric in metrics]
@@ -118,14 +149,10 @@ def differences(data: ReportData) -> Table:
             )
             sizes = sorted({d.n for d in here if d})
             size = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,}-{sizes[-1]:,}"
-            rows.append(Row(steps, model.name, model.label, entries, size))
-    baseline = data.model(data.baseline).label if data.baseline else ""
-    return Table(
-        caption=f"Differences to {baseline} at the same step count, paired by prompt and noise, with 95 % intervals.",
-        headings=tuple(f"{metric.label} {ARROWS[metric.direction]}" for metric in metrics),
-        rows=tuple(rows),
-        note=_differences_note(data, baseline),
-    )
+            rows.append(Row(steps, model.name, model.label, _kind(model, steps), entries, size))
+    if any(entry.trained_on for row in rows for entry in row.entries):
+        note = joined([note, say("table.differences_dagger", dagger=DAGGER, baseline=baseline)])
+    return Table(caption, tuple(map(_metric_heading, metrics)), tuple(rows), note)
 
 
 def _is_biased(data: ReportData, difference: Difference) -> bool:
@@ -133,16 +160,9 @@ def _is_biased(data: ReportData, difference: Difference) -> bool:
     return any(data.model(name).was_trained_on(difference.metric) for name in (difference.model, difference.baseline))
 
 
-def _differences_note(data: ReportData, baseline: str) -> str:
-    note = f"Model minus {baseline}. Bold: the difference holds after Holm's correction over all comparisons (5 %)."
-    if any(_is_biased(data, difference) for difference in data.differences):
-        note += f" {DAGGER}: the model or {baseline} was trained on this metric."
-    return note
-
-
 def _difference_entry(difference: Difference | None, places: int, trained_on: bool) -> Entry:
     if difference is None:
-        return Entry("", "not comparable")
+        return Entry("", say("table.not_comparable"))
     shown = difference.verdict != "no difference shown"
     detail = interval(difference.low, difference.high, places, signed=True)
     return Entry(fixed(difference.value, places, signed=True), detail, "best" if shown else "", trained_on)
@@ -150,18 +170,18 @@ def _difference_entry(difference: Difference | None, places: int, trained_on: bo
 
 def to_markdown(table: Table) -> str:
     """Write a table as Markdown; best is bold, level with the best is underlined."""
-    header = ["Steps", "Model", *table.headings, "n"]
-    lines = [_pipes(map(markdown_escape, header)), _pipes(["--:", ":--", *["--:"] * (len(header) - 2)])]
+    header = _header(table)
+    lines = [_pipes(map(markdown_escape, header)), _pipes(["--:", ":--", ":--", *["--:"] * (len(header) - 3)])]
     for row in table.rows:
         entries = [_marked(entry, markdown_escape, "**{}**", "<u>{}</u>", DAGGER) for entry in row.entries]
-        lines.append(_pipes([str(row.steps), markdown_escape(row.label), *entries, row.num_images]))
+        lines.append(_pipes([str(row.steps), markdown_escape(row.label), row.kind, *entries, row.num_images]))
     return "\n".join([*lines, "", markdown_escape(table.note), ""])
 
 
 def to_latex(table: Table, label: str) -> str:
     """Write a table as LaTeX for booktabs; best is bold, level with the best is underlined."""
-    columns = "rl" + "r" * (len(table.headings) + 1)
-    header = " & ".join(map(latex_escape, ["Steps", "Model", *table.headings, "n"]))
+    columns = "rll" + "r" * (len(table.headings) + 1)
+    header = " & ".join(map(latex_escape, _header(table)))
     lines = [
         "% needs \\usepackage{booktabs}",
         "\\begin{table}[t]",
@@ -177,10 +197,14 @@ def to_latex(table: Table, label: str) -> str:
         lines += ["    \\midrule"] if opens else []
         entries = [_marked(entry, latex_escape, "\\textbf{{{}}}", "\\underline{{{}}}", "$^\\dagger$", _small)
                    for entry in row.entries]  # fmt: skip
-        cells = [str(row.steps) if opens else "", latex_escape(row.label), *entries, row.num_images]
+        cells = [str(row.steps) if opens else "", latex_escape(row.label), row.kind, *entries, row.num_images]
         lines.append(f"    {' & '.join(cells)} \\\\")
     lines += ["    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""]
     return "\n".join(lines)
+
+
+def _header(table: Table) -> list[str]:
+    return ["Steps", "Model", "Type", *(heading.text for heading in table.headings), "n"]
 
 
 def _marked(
@@ -229,30 +253,36 @@ def markdown_escape(text: str) -> str:
 
 def results_csv(data: ReportData) -> str:
     """Write every score as CSV, one row for each model, step count and metric, numbers unrounded."""
-    return _csv(
-        ["model", "label", "steps", "metric", "direction", "value", "low", "high", "n", "num_prompts", "missing",
-         "reason", "mark", "trained_on"],
-        [[c.model, data.model(c.model).label, c.steps, c.metric, data.metric(c.metric).direction, c.value, c.low,
-          c.high, c.n, c.num_prompts, c.missing, c.reason, c.mark, int(data.model(c.model).was_trained_on(c.metric))]
-         for c in data.cells],
-    )  # fmt: skip
+    rows = []
+    for c in data.cells:
+        model, metric = data.model(c.model), data.metric(c.metric)
+        rows.append([c.model, model.label, c.steps, _kind(model, c.steps), c.metric, metric.direction, c.value, c.low,
+                     c.high, c.n, c.num_prompts, c.missing, c.reason, c.mark,
+                     int(model.was_trained_on(c.metric))])  # fmt: skip
+    names = ["model", "label", "steps", "type", "metric", "direction", "value", "low", "high", "n", "num_prompts",
+             "missing", "reason", "mark", "trained_on"]  # fmt: skip
+    return _csv(names, rows)
 
 
 def differences_csv(data: ReportData) -> str:
     """Write every paired difference as CSV, numbers unrounded."""
+    return _differences_csv(data, data.differences)
+
+
+def _differences_csv(data: ReportData, shown: Iterable[Difference]) -> str:
     return _csv(
         ["model", "baseline", "steps", "metric", "difference", "low", "high", "n", "num_prompts", "p_value", "p_holm",
          "verdict", "trained_on"],
         [[d.model, d.baseline, d.steps, d.metric, d.value, d.low, d.high, d.n, d.num_prompts, d.p_value, d.p_holm,
-          d.verdict, int(_is_biased(data, d))] for d in data.differences],
+          d.verdict, int(_is_biased(data, d))] for d in shown],
     )  # fmt: skip
 
 
 def latency_csv(data: ReportData) -> str:
     """Write the latency of every stage as CSV, in milliseconds per image."""
     return _csv(
-        ["model", "steps", "stage", "median_ms", "q1_ms", "q3_ms", "n", "batch_size", "device"],
-        [[x.model, x.steps, x.stage, x.median_ms, x.q1_ms, x.q3_ms, x.n, x.batch_size, x.device]
+        ["model", "steps", "stage", "median_ms", "q1_ms", "q3_ms", "p90_ms", "n", "batch_size", "device"],
+        [[x.model, x.steps, x.stage, x.median_ms, x.q1_ms, x.q3_ms, x.p90_ms, x.n, x.batch_size, x.device]
          for x in data.latencies],
     )  # fmt: skip
 
@@ -261,6 +291,45 @@ def memory_csv(data: ReportData) -> str:
     """Write peak memory as CSV, in bytes."""
     rows = [[x.model, x.steps, x.peak_bytes, x.batch_size, x.device] for x in data.memories]
     return _csv(["model", "steps", "peak_bytes", "batch_size", "device"], rows)
+
+
+def published_csv(data: ReportData) -> str:
+    """Write what is published of these models at these step counts as CSV, in the tables' own columns."""
+    return _csv(
+        ["model", "steps", "source", "column", "value", "protocol"],
+        [[model.name, row.steps, row.source, column, value, row.protocol]
+         for model in data.models for row in model.published for column, value in row.values.items()],
+    )  # fmt: skip
+
+
+def training_csv(data: ReportData) -> str:
+    """Write how the weights were made as CSV: what each file says of itself."""
+    keys = ("method", "stage", "rank", "seed", "images_seen", "seconds", "command")
+    rows = [[one.label, one.file, one.sha256, " ".join(map(str, one.steps)), *(one.card.get(key) for key in keys)]
+            for one in data.made]  # fmt: skip
+    return _csv(["model", "file", "sha256", "steps", *keys], rows)
+
+
+def accords_csv(data: ReportData) -> str:
+    """Write how often metrics order two models' images alike as CSV."""
+    rows = [[x.metric_a, x.metric_b, x.value, x.low, x.high, x.num_prompts] for x in data.accords]
+    return _csv(["metric_a", "metric_b", "alike", "low", "high", "num_prompts"], rows)
+
+
+def win_matrix(criterion: Criterion) -> list[tuple[str, list[Preference | None]]]:
+    """Each configuration's row against all columns, itself as the first of the comparison; None where nobody voted."""
+    names = list(dict.fromkeys(name for p in criterion.preferences for name in (p.a, p.b)))
+    known = {(p.a, p.b): p for p in criterion.preferences}
+    turned = {(p.b, p.a): _turned(p) for p in criterion.preferences}
+    return [(a, [known.get((a, b)) or turned.get((a, b)) for b in names]) for a in names]
+
+
+def _turned(p: Preference) -> Preference:
+    """The same comparison, said of b."""
+    return replace(
+        p, a=p.b, b=p.a, a_preferred=p.b_preferred, b_preferred=p.a_preferred,
+        value=1 - p.value, low=1 - p.high, high=1 - p.low,
+    )  # fmt: skip
 
 
 def preferences_csv(study: StudyData) -> str:
@@ -288,23 +357,36 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def files(data: ReportData) -> dict[str, str]:
     """All tables of a report by file name."""
-    written = {
-        "results.csv": results_csv(data),
-        "results.md": to_markdown(results(data)),
-        "results.tex": to_latex(results(data), "results"),
-        "latency.csv": latency_csv(data),
-    }
+    written: dict[str, str] = {}
+    if data.runs:
+        written |= _written("results", results(data), results_csv(data)) | {"latency.csv": latency_csv(data)}
+    if data.differences:
+        written |= _written("differences", differences(data), differences_csv(data))
+    for i, found in enumerate(data.contrasts, start=1):
+        if found.differences:
+            table = contrast(data, found, num_contrasted(data))
+            written |= _written(f"contrast-{i}", table, _differences_csv(data, found.differences))
     if data.memories:
         written["memory.csv"] = memory_csv(data)
+    if data.accords:
+        written["metric-agreement.csv"] = accords_csv(data)
+    if any(model.published for model in data.models):
+        written["published.csv"] = published_csv(data)
+    if data.made:
+        written["training.csv"] = training_csv(data)
     if data.study is not None:
         written["preferences.csv"] = preferences_csv(data.study)
         written["votes-by-pair.csv"] = pairs_csv(data.study)
-    if data.differences:
-        table = differences(data)
-        written["differences.csv"] = differences_csv(data)
-        written["differences.md"] = to_markdown(table)
-        written["differences.tex"] = to_latex(table, "differences")
     return written
+
+
+def num_contrasted(data: ReportData) -> int:
+    """How many comparisons the contrasts are corrected over; one that is in two contrasts counts once."""
+    return len({(d.metric, d.model, d.baseline, d.steps) for c in data.contrasts for d in c.differences})
+
+
+def _written(name: str, table: Table, values: str) -> dict[str, str]:
+    return {f"{name}.csv": values, f"{name}.md": to_markdown(table), f"{name}.tex": to_latex(table, name)}
 
 
 def protocol(metric: MetricInfo) -> str:

@@ -11,9 +11,8 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from hypersd_bench.catalog.local import CARD_KEY
 from hypersd_bench.pipelines import load_base
-from hypersd_bench.sampling import METADATA_KEY, SamplerContract
+from hypersd_bench.sampling import CARD_KEY, METADATA_KEY, SamplerContract
 
 
 def make_lora(base: Path, path: Path, contract: SamplerContract, card: object = None, scale: float = 4.0) -> Path:

@@ -17,11 +17,13 @@ from hypersd_bench.catalog.spec import HubWeights, Kind, ModelSpec
 from hypersd_bench.errors import InputError, unknown_name
 from hypersd_bench.hub import without_copies
 from hypersd_bench.sampling import (
+    CARD_KEY,
     METADATA_KEY,
     SamplerContract,
     ddim_trailing,
     euler_trailing,
     lcm,
+    read_card,
     read_contract,
     read_safetensors_header,
     read_safetensors_metadata,
@@ -30,7 +32,6 @@ from hypersd_bench.sampling import (
 from hypersd_bench.yaml_file import read_yaml
 
 TEACHER_STEPS = (1, 2, 4, 8, 25, 50)
-CARD_KEY = "hypersd_bench.card"  # safetensors metadata of files that ``distill`` wrote
 USUAL_GUIDANCE = 7.5  # Stable Diffusion's own default
 PRESETS = {"ddim-trailing": ddim_trailing, "euler-trailing": euler_trailing, "lcm": lcm, "tcd": tcd}
 _PRESET_SETTINGS = {
@@ -156,7 +157,9 @@ def distilled_family(path: Path, family: str, base: str, license: str = "") -> l
             notes=_how_it_was_made(card, family),
             card=card,
         )
-        for student, file, card in ((student, file, _card(file)) for student in students for file in [_told(student)])
+        for student, file, card in (
+            (student, file, read_card(file)) for student in students for file in [_told(student)]
+        )
     ]
 
 
@@ -182,17 +185,6 @@ def _told(student: Path) -> Path:
     if not files:
         raise InputError(f"{student} holds a UNet's config but no safetensors weights; download or export it again")
     return files[0]
-
-
-def _card(file: Path) -> Mapping[str, Any]:
-    """What ``distill`` wrote into a file about its making; empty for a file from elsewhere."""
-    try:
-        card = json.loads(read_safetensors_metadata(file).get(CARD_KEY, "{}"))
-    except ValueError:
-        card = None
-    if not isinstance(card, dict):
-        raise InputError(f"{file}: its {CARD_KEY} is no JSON object; export it again")
-    return card
 
 
 def _trained_on(file: Path, card: Mapping[str, Any]) -> tuple[str, ...]:

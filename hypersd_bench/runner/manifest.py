@@ -184,11 +184,12 @@ def _notes(plan: Plan) -> list[str]:
 def _checkpoint(model: ModelSpec) -> dict[str, str]:
     """A model's weights; a sharded UNet's hash is that of its files' hashes."""
     if model.weights is None:
-        return {"name": model.name, "file": "", "sha256": "", "repo": "", "commit": ""}
+        return {"name": model.name, "kind": model.kind, "file": "", "sha256": "", "repo": "", "commit": ""}
     path = weights_path(model)
     on_hub = isinstance(model.weights, HubWeights)
     return {
         "name": model.name,
+        "kind": model.kind,
         "file": model.weights.file if isinstance(model.weights, HubWeights) else path.name,
         "sha256": _combined_hash(weight_files(path)),
         "repo": model.weights.repo if isinstance(model.weights, HubWeights) else "",

@@ -13,6 +13,28 @@
     history.replaceState(null, "", state.size ? `#?${state}` : location.pathname + location.search);
   };
 
+  // language: both are in the page, and its style hides one; attributes and options hold one at a time
+  const words = JSON.parse(byId("words").textContent);
+  let language = "en";
+  const speak = (to) => {
+    language = to;
+    document.documentElement.lang = to;
+    for (const option of all("option[data-zh]")) option.textContent = option.dataset[to];
+    for (const name of ["aria-label", "title", "placeholder"]) {
+      for (const element of all(`[data-zh-${name}]`)) {
+        const kept = `data-en-${name}`;
+        if (!element.hasAttribute(kept)) element.setAttribute(kept, element.getAttribute(name));
+        element.setAttribute(name, element.getAttribute(`data-${to}-${name}`));
+      }
+    }
+  };
+  const say = (key, values) => words[language][key].replace(/\{(\w+)\}/g, (_, name) => values[name]);
+  byId("language").addEventListener("click", () => {
+    speak(language === "en" ? "zh" : "en");
+    remember({ lang: language });
+  });
+  speak(state.get("lang") || (navigator.language.startsWith("zh") ? "zh" : "en"));
+
   // tables: a click on a heading sorts, another turns round
   const number = (text) => {
     const found = text.replace(/\u2212/g, "-").replace(/(\d),(?=\d{3})/g, "$1").match(/^\s*[-+]?\d+(\.\d+)?/);
@@ -51,20 +73,22 @@
   for (const button of all(".copy")) {
     button.addEventListener("click", async () => {
       await put(copies[button.dataset.copy]);
-      const label = button.textContent;
-      button.textContent = "copied";
-      setTimeout(() => { button.textContent = label; }, 1200);
+      const label = [...button.childNodes];
+      button.textContent = say("copied");
+      setTimeout(() => button.replaceChildren(...label), 1200);
     });
   }
+
+  if (!byId("images")) return;  // a page about training alone
 
   // prompts: filter and order
   const grid = byId("cards"), more = byId("more"), filter = byId("filter"), order = byId("order");
   const cards = [...all("#cards > .card"), ...all("#more .card")];
   const arrange = () => {
-    const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const wanted = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     let count = 0;
     for (const card of cards) {
-      card.hidden = !words.every((word) => card.dataset.prompt.includes(word));
+      card.hidden = !wanted.every((word) => card.dataset.prompt.includes(word));
       count += !card.hidden;
     }
     const name = `apart${order.value}`;
@@ -73,18 +97,18 @@
     grid.append(...sorted.slice(0, open));
     if (more) {
       more.querySelector(".cards").append(...sorted.slice(open));
-      more.open = more.open || words.length > 0;
+      more.open = more.open || wanted.length > 0;
     }
-    byId("shown").textContent = words.length ? `${count} of ${cards.length} prompts` : "";
+    byId("shown").textContent = wanted.length ? say("shown", { count, of: cards.length }) : "";
     remember({ q: filter.value, order: order.value });
   };
   filter.addEventListener("input", arrange);
   order.addEventListener("change", arrange);
 
-  // evidence: the pictures behind a number, the lowest score (or the largest difference) first
+  // evidence: the pictures behind a number: the lowest score or the largest difference first; all, of a set's number
   const evidence = byId("evidence");
   const prove = (at, by, against) => {
-    const value = (photo) => JSON.parse(photo.dataset.values)[by];
+    const value = (photo) => by ? JSON.parse(photo.dataset.values)[by] : 0;
     const found = [];
     for (const card of cards) {
       const here = all(".photo", card);
@@ -95,9 +119,9 @@
     }
     found.sort((a, b) => against ? Math.abs(b.size) - Math.abs(a.size) : a.size - b.size);
     evidence.hidden = false;
-    evidence.querySelector("h3").textContent = `${by}: ${at}${against ? ` minus ${against}` : ""}`;
-    evidence.querySelector(".note").textContent = `${found.length} of this report's pictures, ` +
-      (against ? "the largest difference first" : "the lowest score first") + ".";
+    evidence.querySelector("h3").textContent = [by, at].filter(Boolean).join(": ") + (against ? ` \u2212 ${against}` : "");
+    const order = !by ? "all" : against ? "largest" : "lowest";
+    evidence.querySelector(".note").textContent = say(order, { count: found.length });
     evidence.querySelector(".strip").replaceChildren(...found.map(({ photos, size }) => {
       const item = document.createElement("div");
       item.className = "card";
@@ -105,7 +129,7 @@
       const title = Object.assign(document.createElement("p"), { className: "fine", dir: "auto" });
       title.textContent = photos[0].closest(".card").querySelector("h3").textContent;
       const score = Object.assign(document.createElement("p"), { className: "fine" });
-      score.textContent = size.toFixed(3).replace("-", "\u2212");
+      score.textContent = by ? size.toFixed(3).replace("-", "\u2212") : "";
       item.append(...photos.map((photo) => photo.cloneNode(true)), score, title);
       return item;
     }));
@@ -199,8 +223,8 @@
     order.value = state.get("order") || "";
     arrange();
   }
-  if (state.get("at") && state.get("by")) {
-    prove(state.get("at"), state.get("by"), state.get("against") || undefined);
+  if (state.get("at")) {
+    prove(state.get("at"), state.get("by") || undefined, state.get("against") || undefined);
     evidence.scrollIntoView();
   }
 })();

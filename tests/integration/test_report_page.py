@@ -15,10 +15,11 @@ import pytest
 
 from hypersd_bench.store import RunStore
 from metrics.comparison import summaries
-from reports.data import ReportData, read_report
+from reports.data import ReportData
 from reports.figures import Figure, all_figures
 from reports.numbers import decimals, fixed
-from reports.page import write_report
+from reports.read import read_report
+from tests.report_pages import write_report
 from tests.synthetic_run import FID, MODELS, make_run
 
 LOADING = {"src", "href", "poster", "srcset", "xlink:href", "action"}
@@ -69,7 +70,8 @@ def drawn(run: RunStore) -> dict[str, list[Figure]]:
 def test_every_resource_is_in_the_folder(folder: Path, html: str) -> None:
     page = Page(html)
     links = [(name, value) for _, attributes in page.tags for name, value in attributes.items() if name in LOADING]
-    assert len([tag for tag, _ in page.tags if tag == "img"]) == 8 * len(MODELS) * 4 + 2  # and the two enlarged
+    grid, noises, enlarged = 8 * len(MODELS) * 4, 6 * len(MODELS) * 2, 2
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == grid + noises + enlarged
     for _, value in links:
         assert not re.match(r"\w+:|//", value), f"{value} leaves the folder"
         target = unquote(value)
@@ -105,7 +107,7 @@ def _ordered(run: RunStore, data: ReportData) -> list[tuple[str, str, int, float
 
 def test_sections_and_figures(run: RunStore, folder: Path, html: str, drawn: dict[str, list[Figure]]) -> None:
     assert {name: len(figures) for name, figures in drawn.items()} == {
-        "steps": 3, "latency": 3, "memory": 0, "differences": 3, "training": 1, "study": 0,
+        "steps": 3, "latency": 3, "memory": 0, "metrics": 3, "differences": 3, "training": 1, "study": 0,
     }  # fmt: skip
     for figure in (figure for figures in drawn.values() for figure in figures):
         text = (folder / "figs" / f"{figure.name}.svg").read_text()
@@ -128,7 +130,7 @@ def test_one_colour_per_method_everywhere(run: RunStore, drawn: dict[str, list[F
 def test_reports_never_import_torch(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", models=("a", "b"), steps=(1,), num_prompts=2)
     code = (
-        "import sys; from pathlib import Path; from reports.page import write_report; "
+        "import sys; from pathlib import Path; from tests.report_pages import write_report; "
         "write_report(Path(sys.argv[1]), Path(sys.argv[2])); sys.exit('torch' in sys.modules)"
     )
     root = Path(__file__).resolve().parents[2]

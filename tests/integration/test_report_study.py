@@ -9,9 +9,9 @@ import pytest
 
 from hypersd_bench.errors import InputError
 from hypersd_bench.store import write_json
-from reports.data import read_report
-from reports.page import write_single_file
+from reports.read import read_report
 from reports.study import read_study
+from tests.report_pages import write_single_file
 from tests.simulated_raters import Tastes, simulate
 from tests.synthetic_run import make_run
 from tests.tiny_study import make_study

@@ -23,11 +23,10 @@ from distill.formats import (
     tensors_sha256,
     to_kohya,
 )
-from hypersd_bench.catalog.local import CARD_KEY
 from hypersd_bench.errors import HypersdBenchError, InputError
 from hypersd_bench.pipelines import load_base
 from hypersd_bench.provenance import sha256
-from hypersd_bench.sampling import METADATA_KEY, read_contract, read_safetensors_metadata, tcd
+from hypersd_bench.sampling import CARD_KEY, METADATA_KEY, read_contract, read_safetensors_metadata, tcd
 from tests.tiny_base import make_tiny_base
 from tests.tiny_sdxl import make_tiny_sdxl
 

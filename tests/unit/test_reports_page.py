@@ -13,9 +13,9 @@ from PIL import Image
 from hypersd_bench.errors import InputError
 from hypersd_bench.store import ImageRow, RunStore
 from reports.cli import report
-from reports.curves import MAX_POINTS, read_curves
-from reports.page import write_report
 from reports.pictures import MAX_SIDE_PX, carry_picture
+from reports.training import MAX_POINTS, read_curves
+from tests.report_pages import write_report
 from tests.synthetic_run import make_run
 
 SECTIONS = ("steps", "latency", "memory", "differences", "training", "study")

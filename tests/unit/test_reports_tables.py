@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from hypersd_bench.store import RunStore, ScoreRow, write_json
 from metrics.comparison import comparisons, summaries
 from reports import tables
-from reports.data import Cell, ReportData, read_report
-from reports.numbers import counted, decimals, fixed, interval, listed, milliseconds
-from reports.page import write_report
+from reports.data import Cell, ReportData
+from reports.numbers import decimals, fixed, interval, milliseconds
+from reports.read import read_report
+from reports.strings import counted, listed
+from tests.report_pages import write_report
 from tests.synthetic_run import CLIP, make_run
 
 
@@ -148,7 +150,7 @@ def test_metrics_a_model_was_trained_on_are_marked_in_every_twin(tmp_path: Path)
     data = read_report(run)
     results, differences = tables.results(data), tables.differences(data)
     cells = ((row.model, *cell) for row in results.rows for cell in zip(results.headings, row.entries, strict=True))
-    marked = {(model, heading) for model, heading, entry in cells if entry.trained_on}
+    marked = {(model, heading.text) for model, heading, entry in cells if entry.trained_on}
     assert marked == {("a", "CLIP score \u2191"), ("b", "Aesthetic \u2191")}
     for table, num_cells in ((results, 4), (differences, 6)):  # differences to a: CLIP of b and c, aesthetic of b
         foot = f"{tables.DAGGER}: the model"

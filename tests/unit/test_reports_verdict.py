@@ -10,8 +10,9 @@ import pytest
 
 from hypersd_bench.store import RunStore, ScoreRow, write_json
 from reports import verdict
-from reports.data import read_report
-from reports.page import write_report
+from reports.caveats import caveats
+from reports.read import read_report
+from tests.report_pages import write_report
 from tests.synthetic_run import AESTHETIC, CLIP, make_run
 
 
@@ -82,7 +83,7 @@ def test_caveats_say_what_spoils_the_reading(tmp_path: Path) -> None:
     prompts = run.manifest["prompts"] | {"count": 8}
     run.record_scores([ScoreRow(CLIP.id, run.images()[0].id or 0, None, "black")])
     run = changed(run.folder, models=models, prompts=prompts, notes=["b is a short run."])
-    said = verdict.caveats(read_report(run))
+    said = caveats(read_report(run))
     assert any("16 of 32 images" in line for line in said), "a run not finished"
     assert any("a was trained on CLIP score" in line for line in said)
     assert "b is a short run." in said

@@ -1,4 +1,4 @@
-"""Training curves: what a model's ``train.jsonl`` says of its losses."""
+"""How weights were made: the losses in a training folder's ``train.jsonl``, and what the weights say of themselves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from statistics import median
 from typing import Any
 
 from hypersd_bench.errors import InputError
+from hypersd_bench.sampling import METADATA_KEY, SamplerContract, read_card, read_safetensors_metadata
 
+LOG = "train.jsonl"
 MAX_POINTS = 150  # per stage: more can't be seen at the width of a page
 
 
@@ -23,11 +25,30 @@ class Curve:
     points: tuple[tuple[int, float], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A weights file and what it says of its own making; card is empty where it says nothing."""
+
+    label: str
+    file: str
+    sha256: str
+    steps: tuple[int, ...]
+    card: Mapping[str, Any]
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a folder is what ``hypersd-bench distill`` trains in, and no run."""
+    return (folder / LOG).is_file() and not (folder / "run.json").exists()
+
+
 def read_curves(run: Path, entry: Mapping[str, Any]) -> list[Curve]:
     """Read the curves of a manifest's model; none when it names no training folder or the folder is gone."""
-    if not entry.get("training"):
-        return []
-    path = run / entry["training"] / "train.jsonl"
+    return read_log(run / entry["training"], entry["name"]) if entry.get("training") else []
+
+
+def read_log(folder: Path, name: str) -> list[Curve]:
+    """Read a training folder's curves under this name; none without a log."""
+    path = folder / LOG
     if not path.is_file():
         return []
     stages: dict[str, list[tuple[int, float]]] = {}
@@ -37,7 +58,21 @@ def read_curves(run: Path, entry: Mapping[str, Any]) -> list[Curve]:
             offset += previous
         previous = row["images_seen"]
         stages.setdefault(str(row["stage"]), []).append((offset + previous, float(row["loss"])))
-    return [Curve(entry["name"], stage, _thinned(points)) for stage, points in stages.items()]
+    return [Curve(name, stage, _thinned(points)) for stage, points in stages.items()]
+
+
+def made_in_folder(folder: Path) -> list[Made]:
+    """The weights that a training folder holds; none before its first stage has ended."""
+    return [
+        Made(folder.resolve().name, str(file.relative_to(folder)), "", _steps(told), read_card(file))
+        for file in sorted([*folder.glob("*.safetensors"), *folder.glob("[!.]*/diffusion_pytorch_model.safetensors")])
+        for told in [read_safetensors_metadata(file)]
+    ]
+
+
+def _steps(told: Mapping[str, str]) -> tuple[int, ...]:
+    """The step counts of the contract inside the weights; none where they carry none."""
+    return tuple(SamplerContract.from_json(told[METADATA_KEY]).timesteps) if METADATA_KEY in told else ()
 
 
 def _rows(path: Path) -> Iterable[dict[str, Any]]:
