@@ -463,15 +463,18 @@ def _compared(view: View, pairs: Sequence[Pair]) -> list[Comparison]:
     return corrected(found, {info.id: info for info in view.infos})
 
 
-def differences(view: View, info: MetricInfo, pairs: Sequence[CellPair]) -> list[Difference | None]:
+def differences(
+    view: View, info: MetricInfo, pairs: Sequence[CellPair], intervals: bool = True
+) -> list[Difference | None]:
     """Difference of each pair of configurations, first minus second, on the images that both have a value for.
 
-    None where they share none, or where a set metric has no features, or another reference.
+    None where they share none, or where a set metric has no features, or another reference. intervals: see
+    ``paired_differences``.
     """
     known = [pair for pair in pairs if all(cell in view.images for cell in pair)]
     found: dict[CellPair, Difference] = {}
     if info.per_image:
-        found = _image_differences(view, info, known)
+        found = _image_differences(view, info, known, intervals)
     else:
         for pair in known:
             difference = _set_difference(view, info, *pair)
@@ -511,7 +514,9 @@ def _spread(view: View, info: MetricInfo, found: Sequence[Comparison], num_compa
     )  # fmt: skip
 
 
-def _image_differences(view: View, info: MetricInfo, pairs: Sequence[CellPair]) -> dict[CellPair, Difference]:
+def _image_differences(
+    view: View, info: MetricInfo, pairs: Sequence[CellPair], intervals: bool
+) -> dict[CellPair, Difference]:
     """All pairs in one matrix of prompts and pairs, so that they share the resamples."""
     values = {cell: view.values(info.id, cell) for cell in dict.fromkeys(cell for pair in pairs for cell in pair)}
     keys = sorted(set().union(*values.values())) if values else []
@@ -528,7 +533,8 @@ def _image_differences(view: View, info: MetricInfo, pairs: Sequence[CellPair]) 
     if not len(shared):
         return {}
     prompts = np.flatnonzero(counts.any(axis=1))
-    found = paired_differences(d[np.ix_(prompts, shared)], counts[:, shared].sum(axis=0).tolist())
+    sizes = counts[:, shared].sum(axis=0).tolist()
+    found = paired_differences(d[np.ix_(prompts, shared)], sizes, intervals=intervals)
     return {pairs[c]: one for c, one in zip(shared.tolist(), found, strict=True)}
 
 

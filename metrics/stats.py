@@ -73,13 +73,14 @@ def paired_difference(
 
 
 def paired_differences(
-    d: NDArray[np.float64], n: Sequence[int] | None = None, confidence: float = CONFIDENCE
+    d: NDArray[np.float64], n: Sequence[int] | None = None, confidence: float = CONFIDENCE, intervals: bool = True
 ) -> list[Difference]:
     """Judge many paired differences by the same resamples: d (P, C) has a row for each prompt; NaN is missing.
 
     The interval is a bootstrap-t over prompts (``bootstrap_t``), p the sign-flip test's (``sign_flip``). One prompt
     gives a NaN interval and p = 1: a difference that can't be shown. n: values behind each column, for the record;
-    prompts unless given. Raises ValueError for a column without values, or with infinite ones.
+    prompts unless given. intervals: False where nobody reads them, most of the time this takes; they are NaN then.
+    Raises ValueError for a column without values, or with infinite ones.
     """
     d = np.asarray(d, np.float64)
     present = ~np.isnan(d)
@@ -87,7 +88,8 @@ def paired_differences(
     if d.ndim != 2 or np.isinf(d).any() or not num.all():
         raise ValueError(f"needs finite differences by prompt and at least one in every column, not {d.shape}")
     means, errors = _means_and_errors(d)
-    (low, high), p = bootstrap_t(d, confidence), sign_flip(d)
+    low, high = bootstrap_t(d, confidence) if intervals else np.full((2, d.shape[1]), np.nan)
+    p = sign_flip(d)
     columns = np.stack([means, low, high, num if n is None else np.asarray(n), num, p, errors], axis=1).tolist()
     return [
         Difference(value, low, high, int(size), int(prompts), p_value, error)

@@ -168,8 +168,9 @@ def tradeoff(view: View, info: MetricInfo) -> Tradeoff:
     """Step curves, gains and Pareto fronts under one metric."""
     points = step_curves(view, info)
     lacking = {name: why for name in COSTS if (why := _incomparable(points, name))}
-    fronts = _fronts(view, info, points, [name for name in COSTS if name not in lacking])
-    return Tradeoff(info.id, tuple(points), tuple(_gains(view, info, points)), fronts, lacking)
+    return Tradeoff(
+        info.id, tuple(points), tuple(_gains(view, info, points)), pareto_fronts(view, info, points), lacking
+    )
 
 
 def cheapest_within(view: View, info: MetricInfo, delta: float, cost: CostName = "latency") -> Cheapest:
@@ -299,10 +300,12 @@ def _scaled(d: Difference, by: float) -> Difference:
     return Difference(by * d.value, low, high, d.n, d.num_clusters, d.p_value, abs(by) * d.error)
 
 
-def _fronts(
-    view: View, info: MetricInfo, points: Sequence[Point], names: Sequence[CostName]
-) -> dict[CostName, tuple[FrontRow, ...]]:
-    """Fronts of quality against each cost; one Holm family over all pairs that could beat each other in any."""
+def pareto_fronts(view: View, info: MetricInfo, points: Sequence[Point]) -> dict[CostName, tuple[FrontRow, ...]]:
+    """Fronts of quality against each cost that was measured alike for all that were measured.
+
+    One Holm family over all pairs that could beat each other in any.
+    """
+    names = [name for name in COSTS if not _incomparable(points, name)]
     rivals = {name: _rivals(points, name) for name in names}
     better = _shown_better(view, info, [pair for of_cost in rivals.values() for pair in of_cost])
     by_cell, sign = {point.cell: point for point in points}, _sign(info)
@@ -331,7 +334,7 @@ def _rivals(points: Sequence[Point], cost: CostName) -> list[tuple[Cell, Cell]]:
 def _shown_better(view: View, info: MetricInfo, pairs: Sequence[tuple[Cell, Cell]]) -> dict[tuple[Cell, Cell], float]:
     """By how much, for each (winner, loser) that a difference is shown for, corrected over all these pairs."""
     unordered = list(dict.fromkeys((min(pair), max(pair)) for pair in pairs))
-    found = zip(unordered, differences(view, info, unordered), strict=True)
+    found = zip(unordered, differences(view, info, unordered, intervals=False), strict=True)
     known = [(pair, difference) for pair, difference in found if difference is not None]
     adjusted = holm([difference.p_value for _, difference in known])
     return {

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from reports.data import ReportData
-from reports.strings import Said, counted, listed, say
+from reports.strings import Said, counted, listed, say, semicolons
 from reports.training import Made
 
 
@@ -86,8 +86,8 @@ def _unequal_training(made: Sequence[Made]) -> Iterator[Said]:
             if key in one.card:
                 values[one.label].append(one.card[key])
         if len({value for mine in values.values() for value in mine}) > 1:
-            spans = "; ".join(f"{label} {span(mine)}" for label, mine in values.items())
-            yield say(f"caveat.unequal_{key}", models=spans)
+            spans = [say("caveat.span", model=label, span=span(mine)) for label, mine in values.items()]
+            yield say(f"caveat.unequal_{key}", models=semicolons(spans))
     if len({one.card["base_unet_sha256"] for one in made if "base_unet_sha256" in one.card}) > 1:
         yield say("caveat.teachers")
 
@@ -95,4 +95,4 @@ def _unequal_training(made: Sequence[Made]) -> Iterator[Said]:
 def span(values: Sequence[int]) -> str:
     """The range of some numbers, or the one number."""
     low, high = min(values), max(values)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{low:,}" if low == high else say("verdict.span", low=f"{low:,}", high=f"{high:,}")

@@ -17,7 +17,7 @@ from hypersd_bench.errors import InputError
 from hypersd_bench.store import CostRow, RunStore, TimingRow
 from metrics.comparison import ALPHA, Comparison, Summary, View
 from metrics.stats import clustered_mean, holm
-from metrics.tradeoff import cheapest_within, default_cost, step_curves, tradeoff
+from metrics.tradeoff import cheapest_within, default_cost, pareto_fronts, step_curves
 from reports.data import Accord, Cell, Cheapest, Difference, FrontPoint, Latency, Mark, Memory, Model
 
 DELTA_SHARE = 0.01  # of the best value: what "nearly the best" means where nobody says
@@ -177,7 +177,7 @@ def read_fronts(view: View) -> tuple[FrontPoint, ...]:
         FrontPoint(info.id, cost, row.model, row.steps, row.on_front)
         for info in view.infos
         if info.per_image
-        for cost, rows in tradeoff(view, info).fronts.items()
+        for cost, rows in pareto_fronts(view, info, step_curves(view, info)).items()
         if cost != "steps"
         for row in rows
     )

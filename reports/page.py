@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from tqdm import tqdm
 
 from hypersd_bench.errors import InputError
 from hypersd_bench.store import write_bytes, write_json
@@ -31,6 +32,7 @@ from reports.study import PairVotes, StudyData, contested
 FORMAT = "hypersd-bench report"  # in data.json: what tells a folder of ours from anybody's
 MARK = f'<meta name="generator" content="{FORMAT}">'  # the same of a single file
 NUM_OPEN_PROMPTS = 6  # the others unfold
+SHOWN_AFTER = 2.0  # seconds that a part may take without a bar
 MAX_FILE_BYTES = 25 * 2**20  # of a single file: pictures beyond it are left out
 
 File = tuple[int, str]  # of which run, and relative to that run's folder
@@ -93,7 +95,8 @@ def _carry(data: ReportData, runs: Sequence[Path], folder: Path) -> dict[File, C
         return carry_picture(runs[run], name, folder, under=_folder_name(data, run))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(files, pool.map(carry, files), strict=True))
+        shown = tqdm(pool.map(carry, files), total=len(files), desc="pictures", delay=SHOWN_AFTER, leave=False)
+        return dict(zip(files, shown, strict=True))
 
 
 def _folder_name(data: ReportData, run: int) -> str:

@@ -19,8 +19,8 @@ from hypersd_bench.store import ImageRow
 from metrics.comparison import Cell, View
 from reports.strings import Said, counted, say
 
-MAX_PICTURES = 1200  # of the grid: what a page shows at once, and half a minute carries
-MAX_PROMPTS, MIN_PROMPTS = 64, 12  # evenly chosen, whatever the number of configurations
+MAX_PICTURES = 1200  # of the grid, or of MIN_PROMPTS: what a page shows at ease, and half a minute carries
+MAX_PROMPTS, MIN_PROMPTS = 64, 12
 MAX_SIDE_PX = 512  # larger pictures are carried at this size, as WebP
 SMALL_SIDE_PX = 256  # the same, in a single file
 NUM_APART = 6  # prompts for each metric, where models differ most
@@ -75,10 +75,11 @@ def choose_prompts(view: View) -> tuple[tuple[PromptRow, ...], list[Said]]:
     """
     images = _by_prompt(view)
     ids = sorted(images)
-    count = min(len(ids), max(MIN_PROMPTS, min(MAX_PROMPTS, MAX_PICTURES // len(view.cells))))
+    room = max(MIN_PROMPTS, min(MAX_PROMPTS, MAX_PICTURES // len(view.cells)))
+    apart = _most_apart(view)[: room // 3] if room < len(ids) else []
+    count = min(len(ids), room - len(apart))
     evenly = [ids[i * len(ids) // count] for i in range(count)]
-    chosen = list(dict.fromkeys([*evenly, *_most_apart(view)[: max(MIN_PROMPTS, count // 2)]]))
-    chosen = chosen if count < len(ids) else ids
+    chosen = list(dict.fromkeys([*evenly, *apart]))
     rows, lost = [], 0
     for prompt_id in chosen:
         first = min(row.replicate for _, row in images[prompt_id])

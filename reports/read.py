@@ -45,9 +45,6 @@ def open_report(
     training = [folder for folder in folders if is_training(folder)]
     runs = [folder for folder in folders if folder not in training]
     stores = [RunStore.open(run) for run in runs]
-    for store in stores:
-        if not store.images():
-            raise InputError(f"{store.folder} holds no images yet; give its spec to hypersd-bench run first")
     if not stores:
         if study:
             raise InputError("--study is of a run; give that run too")
@@ -65,8 +62,9 @@ def read_report(
     InputError when the study is of another run.
     """
     view = of if isinstance(of, View) else View([of])
-    if not view.images:
-        raise InputError(f"{view.name} holds no images yet; give its spec to hypersd-bench run first")
+    for store in view.stores:
+        if not any(view.origin(cell)[0] is store for cell in view.cells):
+            raise InputError(f"{store.folder} holds no images yet; give its spec to hypersd-bench run first")
     runs = tuple(_run(view, i) for i in range(len(view.stores)))
     if study is not None and study.run not in [run.spec_hash for run in runs]:
         raise InputError(f"the study shows images of the run {study.run[:12]}, and {view.name} is "
@@ -213,16 +211,17 @@ def fill_contrasts(entries: Iterable[Contrast], judged: Iterable[Comparison]) ->
 
 def _doubtful(store: RunStore, view: View) -> list[Said]:
     """Count the images that can't be trusted, by model and by what is wrong with them."""
-    labels = {str(entry["name"]): name for name, of, entry in view.models if of is store}
+    mine = [cell for cell in view.cells if view.origin(cell)[0] is store]
+    labels = {view.origin(cell)[1]: cell[0] for cell in mine}
     counts: dict[tuple[str, str], int] = defaultdict(int)
-    for found in doubtful_images(store):
+    for found in doubtful_images(row for cell in mine for row in view.images[cell]):
         for defect, count in found.defects.items():
             counts[found.model, defect] += count
         counts[found.model, DUPLICATE] += found.duplicates
     return [
         say(
             f"note.{'doubles' if what == DUPLICATE else 'defects'}{'' if count == 1 else '_many'}",
-            model=labels.get(model, model),
+            model=labels[model],
             n=count,
             what=what,
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hypersd_bench.contracts import MetricInfo
 from reports.data import Cell, Contrast, Model, ReportData
 from reports.numbers import decimals, fixed, interval, milliseconds, percent
-from reports.strings import Said, counted, joined, listed, say
+from reports.strings import Said, counted, joined, listed, say, semicolons
 from reports.study import Preference, StudyData
 
 
@@ -73,7 +73,7 @@ def _headline(data: ReportData, steps: int, findings: Sequence[Finding]) -> Said
     at = counted(steps, "step")
     if not everywhere:
         leaders = [say("verdict.favours", metric=f.metric.label, winner=f.best.label) for f in findings]
-        return say("verdict.disagree", at=at, leaders=_semicolons(leaders))
+        return say("verdict.disagree", at=at, leaders=semicolons(leaders))
     if len(everywhere) == 1:
         scope = say("verdict.one_metric") if len(findings) == 1 else say("verdict.all_metrics", n=len(findings))
         hedged = any(finding.level for finding in findings)
@@ -81,10 +81,6 @@ def _headline(data: ReportData, steps: int, findings: Sequence[Finding]) -> Said
     if len(everywhere) == num_rivals:
         return say("verdict.nothing_tells", at=at, n=num_rivals)
     return say("verdict.between_two" if len(everywhere) == 2 else "verdict.between", at=at, who=listed(everywhere))
-
-
-def _semicolons(texts: Sequence[Said]) -> Said:
-    return Said("; ".join(texts), "\uff1b".join(text.zh for text in texts))
 
 
 def _cost(data: ReportData, steps: int) -> str:

@@ -107,7 +107,7 @@ def run(spec: Path | None, engine: str, address: str | None, workers: int | None
         store, failed = run_benchmark(plan, folder, device)
     for metric, reason in failed.items():
         click.echo(f"not scored: {metric}: {reason}", err=True)
-    rows = doubtful_images(store)
+    rows = doubtful_images(store.images())
     if as_json:
         summary: dict[str, Any] = {"run": str(folder), "images": len(store.images()), "not_scored": failed}
         summary["defective"] = sum(row.defective for row in rows)

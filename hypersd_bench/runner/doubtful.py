@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
-from hypersd_bench.store import RunStore
+from hypersd_bench.store import ImageRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +36,11 @@ class Doubtful:
         return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if count)
 
 
-def doubtful_images(store: RunStore) -> list[Doubtful]:
-    """Count a run's doubtful images, by model and step count."""
+def doubtful_images(rows: Iterable[ImageRow]) -> list[Doubtful]:
+    """Count the doubtful among a run's images, by model and step count, in which order they come."""
     found = []
-    for (model, steps), rows in groupby(store.images(), lambda row: (row.model, row.steps)):
-        images = list(rows)
+    for (model, steps), group in groupby(rows, lambda row: (row.model, row.steps)):
+        images = list(group)
         sound = Counter(row.sha256 for row in images if not row.defect)
         duplicates = sum(count - 1 for count in sound.values())
         defects = dict(Counter(row.defect for row in images if row.defect))

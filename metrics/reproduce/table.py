@@ -85,7 +85,7 @@ class _Run:
             raise InputError(f"{store.folder} holds a run of base {found!r}, {preset.id} is of {preset.spec.base!r}; "
                              "choose another --out")  # fmt: skip
         self.levels = {(level.model, level.steps, level.metric): level for level in summaries(store)}
-        self.doubtful = {(row.model, row.steps): row for row in doubtful_images(store)}
+        self.doubtful = {(row.model, row.steps): row for row in doubtful_images(store.images())}
         self.of_the_list = _is_of_the_list(self.manifest, preset)
         self.references = {(row.model, row.steps, row.metric): row.reference for row in store.set_scores()}
         self._first_images: dict[tuple[str, int], Path] = {}

@@ -28,9 +28,9 @@ class Said(str):
         said.zh = zh
         return said
 
-    def __getnewargs__(self) -> tuple[str, str]:
+    def __reduce__(self) -> tuple[type[Said], tuple[str, str]]:
         """What makes it again: the data of a report are copied."""
-        return str(self), self.zh
+        return type(self), (str(self), self.zh)
 
     def __html__(self) -> Markup:
         if self.zh == str(self):
@@ -65,6 +65,12 @@ def joined(sentences: Iterable[str]) -> Said:
     """Sentences behind each other."""
     parts = list(sentences)
     return Said(" ".join(parts), "".join(_in(part, "zh") for part in parts))
+
+
+def semicolons(parts: Iterable[Said]) -> Said:
+    """Parts of a sentence behind each other."""
+    known = list(parts)
+    return Said("; ".join(known), "\uff1b".join(part.zh for part in known))
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.browser import CHROMIUM, Troubles, violations
 from tests.study_server import PASSWORD, served
 from tests.tiny_study import make_study
 from user_study.records import VoteRow
@@ -20,9 +20,6 @@ from user_study.study import Study
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page, Route
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
 SHOWN = ":is([data-phase=practice], [data-phase=rating])[aria-busy=false]"
 
 pytestmark = [
@@ -40,45 +37,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def origin(study: Study) -> Iterator[str]:
     with served(study.folder) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    opened = browser.new_context(viewport={"width": 1280, "height": 860}, locale="en")
-    opened.set_default_timeout(60_000)
-    yield opened
-    opened.close()
-
-
-class Troubles:
-    """What a page complains about, and what it asks of others."""
-
-    def __init__(self, page: Page, origin: str) -> None:
-        self.found: list[str] = []
-        page.on("console", lambda message: self._note(message.text, message.type in ("error", "warning")))
-        page.on("pageerror", lambda error: self._note(str(error), True))
-        page.on("request", lambda request: self._note(request.url, not request.url.startswith((origin, "data:"))))
-
-    def _note(self, text: str, bad: bool) -> None:
-        if bad:
-            self.found.append(text)
-
-
-def _axe(page: Page) -> list[tuple[str, str]]:
-    """Accessibility violations that axe calls moderate or worse."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    found = Axe().run(page).response["violations"]
-    return [(entry["id"], entry["impact"]) for entry in found if entry["impact"] != "minor"]
 
 
 def _shown(page: Page, done: int | None = None) -> None:
@@ -129,22 +87,22 @@ def test_a_whole_session_by_keyboard_only(
     troubles = Troubles(page, origin)
     page.goto(origin)
     page.wait_for_selector("[data-phase=consent]")
-    findings = {"consent": _axe(page)}
+    findings = {"consent": violations(page)}
     for phase in ("consent", "instructions"):
         page.wait_for_selector(f"[data-phase={phase}]")
         while page.evaluate("document.activeElement.dataset.do") not in ("consent", "begin"):
             page.keyboard.press("Tab")
-        findings[phase] = _axe(page)
+        findings[phase] = violations(page)
         page.keyboard.press("Enter")
     _shown(page)
-    findings["practice"] = _axe(page)
+    findings["practice"] = violations(page)
     page.keyboard.press("ArrowLeft")
     page.wait_for_selector("[data-part=feedback]:not([hidden])")
     assert re.search("better picture|spoiled on purpose", page.text_content("[data-part=feedback-text]") or "")
-    findings["feedback"] = _axe(page)
+    findings["feedback"] = violations(page)
     page.keyboard.press("Enter")
     _shown(page, 0)
-    findings["rating"] = _axe(page)
+    findings["rating"] = violations(page)
     page.screenshot(path=tmp_path / "rating.png")
     total = int(re.findall(r"\d+", page.text_content("[data-part=count]") or "")[1])
     page.keyboard.press("Control+ArrowLeft")  # a browser's own shortcut is no vote
@@ -155,7 +113,7 @@ def test_a_whole_session_by_keyboard_only(
         page.keyboard.press(key)
     page.wait_for_selector("[data-phase=finished]")
     page.wait_for_function(f"document.querySelector('[data-part=summary]').textContent.includes('{total} pairs')")
-    findings["finished"] = _axe(page)
+    findings["finished"] = violations(page)
     page.reload()
     page.wait_for_selector("[data-phase=finished]")
 
@@ -294,7 +252,7 @@ def test_chinese_on_a_dark_phone(browser: Browser, origin: str, study: Study, be
     assert page.text_content("[data-part=prompt]", timeout=1000).startswith("a fox")  # type: ignore[union-attr]
     assert page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]") == [390, 844]
     page.screenshot(path=tmp_path / "phone.png")
-    assert _axe(page) == []
+    assert violations(page) == []
     page.tap("button[data-choice=tie]")
     _shown(page, 1)
     page.tap("[data-part=languages] [lang=en]")
@@ -356,7 +314,7 @@ def test_several_questions_about_a_pair_are_one_vote(context: BrowserContext, qu
         stranger.goto(address)
         stranger.wait_for_selector("[data-phase=refused]")
         assert "by invitation" in (stranger.text_content("[data-part=refusal]") or "")
-        assert _axe(stranger) == []
+        assert violations(stranger) == []
 
         from datetime import UTC, datetime, timedelta
 
@@ -402,7 +360,7 @@ def test_a_pause_is_told_and_ends_by_itself(context: BrowserContext, origin: str
     try:
         page.reload()
         page.wait_for_selector("[data-phase=paused]")
-        assert _axe(page) == []
+        assert violations(page) == []
     finally:
         votes.set_paused(False)
         votes.close()
@@ -423,7 +381,7 @@ def test_the_admin_page_shows_the_figures(browser: Browser, origin: str, study: 
     assert page.locator("#comparisons th").count() == 7
     page.check("#results")
     assert page.locator("#comparisons th").count() == 9
-    assert _axe(page) == []
+    assert violations(page) == []
     page.click("#pause")
     page.locator("#pause", has_text="Resume").wait_for()
     page.click("#pause")

@@ -351,7 +351,7 @@ def test_defects_and_duplicates_are_counted_by_model(base: Path, tmp_path: Path)
         db.execute("UPDATE image SET sha256 = 'same' WHERE id IN (1, 2, 3)")
         db.execute("UPDATE image SET defect = 'black' WHERE id = 4")
     db.close()
-    (row,) = doubtful_images(store)
+    (row,) = doubtful_images(store.images())
     assert (row.images, row.duplicates, row.defects, row.defective) == (6, 2, {"black": 1}, 1)
     assert row.problems == "1 black, 2 duplicate"
 
