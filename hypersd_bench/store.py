@@ -21,6 +21,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from hypersd_bench.contracts import MetricInfo
 from hypersd_bench.errors import InputError, first_line
 
 LEDGER_VERSION = 2
@@ -188,6 +189,8 @@ class RunStore:
             raise InputError(f"{folder} is not a run directory: it has no run.json") from None
         except (OSError, ValueError) as error:
             raise InputError(f"can't read {folder / 'run.json'}: {error}") from error
+        if lacking := _lacking(manifest):
+            raise InputError(f"{folder / 'run.json'} is no run's: {lacking}; put back the one that came with the run")
         if not (folder / "ledger.sqlite").exists():
             raise InputError(f"{folder} is not a whole run directory: ledger.sqlite is missing")
         store = cls(folder, manifest)
@@ -285,6 +288,25 @@ class RunStore:
                 yield db
         except sqlite3.DatabaseError as error:
             raise InputError(f"{self.folder / 'ledger.sqlite'}: {error}") from error
+
+
+_SHAPE: dict[str, type] = {"spec": dict, "spec_hash": str, "provenance": dict, "models": list, "metrics": list}
+
+
+def _lacking(manifest: Any) -> str:
+    """What a manifest lacks that everything relies on; empty when it has all."""
+    if not isinstance(manifest, dict):
+        return "it is no JSON object"
+    for key, kind in _SHAPE.items():
+        if not isinstance(manifest.get(key), kind):
+            return f"{key} is missing, or of another kind"
+    if not all(isinstance(model, dict) and isinstance(model.get("name"), str) for model in manifest["models"]):
+        return "a model has no name"
+    try:
+        [MetricInfo(**metric) for metric in manifest["metrics"]]
+    except TypeError as error:
+        return f"a metric is not one: {first_line(error)}"
+    return ""
 
 
 @contextmanager

@@ -55,6 +55,7 @@ def make_run(
     """A run of ``count`` grey images a model, of levels about the one given; the first model is the teacher."""
     manifest: dict[str, Any] = {
         "spec": {"base": pipeline, "reference": None, "seed": 0},
+        "spec_hash": "0" * 64,
         "provenance": collect().to_json(),
         "models": [
             {"name": name, "family": "teacher" if name == "teacher" else "lcm", "steps": [4], "pipeline": pipeline}

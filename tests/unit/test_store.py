@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from hypersd_bench.errors import InputError
-from hypersd_bench.store import CostRow, ImageRow, RunStore, ScoreRow, SetScoreRow, TimingRow, write_bytes
+from hypersd_bench.store import CostRow, ImageRow, RunStore, ScoreRow, SetScoreRow, TimingRow, write_bytes, write_json
 
-MANIFEST = {"spec_hash": "abc", "metrics": []}
+MANIFEST = {"spec": {}, "spec_hash": "abc", "provenance": {}, "models": [], "metrics": []}
 ROW = ImageRow("m", 4, "p0", "a fox", 0, 7, "images/m/4/p0_0.png", "0" * 64, "m-4steps")
 
 
@@ -127,7 +127,7 @@ def test_what_is_no_run_is_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(InputError, match="can't read"):
         RunStore.open(tmp_path)
-    (tmp_path / "run.json").write_text("{}")
+    write_json(tmp_path / "run.json", MANIFEST)
     with pytest.raises(InputError, match=r"ledger\.sqlite is missing"):
         RunStore.open(tmp_path)
     (tmp_path / "ledger.sqlite").write_bytes(b"not a database at all" * 100)
@@ -162,10 +162,11 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 _WRITER = """
 import sys
 from pathlib import Path
-from hypersd_bench.store import ImageRow, RunStore, write_bytes
+from hypersd_bench.store import ImageRow, RunStore, write_bytes, write_json
 run = Path(sys.argv[1])
 begun = (run / "run.json").exists()
-store = RunStore.open(run) if begun else RunStore.create(run, {"spec_hash": "abc", "metrics": []})
+manifest = {"spec": {}, "spec_hash": "abc", "provenance": {}, "models": [], "metrics": []}
+store = RunStore.open(run) if begun else RunStore.create(run, manifest)
 print("ready", flush=True)
 done = {row.replicate for row in store.images()}
 for i in range(100000):
