@@ -262,7 +262,12 @@ def _forest(data: ReportData, metric: MetricInfo, rows: list[dict[str, Any]]) ->
     return alt.layer(*layers).properties(width=FOREST_WIDTH, height=alt.Step(18))
 
 
-VOTES = {"a": "#0072B2", "tie": "#9a9a9a", "both bad": "#c9c9c9", "b": "#E69F00"}  # told apart by lightness too
+VOTES = {
+    "first": "#0072B2",
+    "tie": "#9a9a9a",
+    "both bad": "#c9c9c9",
+    "second": "#E69F00",
+}  # told apart by lightness too
 
 
 def _vote_bars(criterion: Criterion) -> Chart:
@@ -271,7 +276,12 @@ def _vote_bars(criterion: Criterion) -> Chart:
     rows, dots = [], []
     for name, p in zip(names, criterion.preferences, strict=True):
         start = 0.0
-        for kind, count in (("a", p.a_preferred), ("tie", p.ties), ("both bad", p.both_bad), ("b", p.b_preferred)):
+        for kind, count in (
+            ("first", p.a_preferred),
+            ("tie", p.ties),
+            ("both bad", p.both_bad),
+            ("second", p.b_preferred),
+        ):
             rows.append({"row": name, "kind": kind, "from": start, "to": start + count / p.n})
             start += count / p.n
         dots.append({"row": name, "value": p.value, "low": p.low, "high": p.high, "n": f"n = {p.n}"})

@@ -24,7 +24,7 @@ from reports.measurements import (
 )
 from reports.models import read_models
 from reports.pictures import choose_noises, choose_prompts
-from reports.strings import Said, say
+from reports.strings import Said, listed, say
 from reports.study import StudyData, read_study
 from reports.training import Curve, Made, is_training, made_in_folder, read_curves, read_log
 
@@ -78,7 +78,7 @@ def read_report(
     baseline = view.baseline if any(model.name == view.baseline for model in models) else ""
     manifests = [store.manifest for store in view.stores]
     return ReportData(
-        title=" and ".join(dict.fromkeys(run.title for run in runs)),
+        title=str(listed(dict.fromkeys(run.title for run in runs))),
         runs=runs,
         baseline=baseline,
         num_prompts=len({row.prompt_id for row in images}),
@@ -111,7 +111,7 @@ def read_report(
 def training_report(training: Sequence[Path]) -> ReportData:
     """What a report shows of training folders alone: curves, and how the weights were made."""
     return ReportData(
-        title=" and ".join(folder.resolve().name for folder in training),
+        title=str(listed(folder.resolve().name for folder in training)),
         runs=(), baseline="", num_prompts=0, num_replicates=0, models=(), steps=(), metrics=(), cells=(),
         differences=(), contrasts=(), latencies=(), memories=(), fronts=(), cheapest=None, accords=(), grid=(),
         diversity=(), notes=(),

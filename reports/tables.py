@@ -59,6 +59,11 @@ class Table:
     rows: tuple[Row, ...]
     note: Said
 
+    @property
+    def has_types(self) -> bool:
+        """Whether the run says what the weights are; old ones don't."""
+        return any(row.kind for row in self.rows)
+
     def opens_block(self, index: int) -> bool:
         """Whether this row is the first of its step count."""
         return index == 0 or self.rows[index].steps != self.rows[index - 1].steps
@@ -171,16 +176,20 @@ def _difference_entry(difference: Difference | None, places: int, trained_on: bo
 def to_markdown(table: Table) -> str:
     """Write a table as Markdown; best is bold, level with the best is underlined."""
     header = _header(table)
-    lines = [_pipes(map(markdown_escape, header)), _pipes(["--:", ":--", ":--", *["--:"] * (len(header) - 3)])]
+    lines = [
+        _pipes(map(markdown_escape, header)),
+        _pipes(["--:", ":--", *_kinds(table, ":--"), *["--:"] * (len(table.headings) + 1)]),
+    ]
     for row in table.rows:
         entries = [_marked(entry, markdown_escape, "**{}**", "<u>{}</u>", DAGGER) for entry in row.entries]
-        lines.append(_pipes([str(row.steps), markdown_escape(row.label), row.kind, *entries, row.num_images]))
+        named = [str(row.steps), markdown_escape(row.label), *_kinds(table, row.kind)]
+        lines.append(_pipes([*named, *entries, row.num_images]))
     return "\n".join([*lines, "", markdown_escape(table.note), ""])
 
 
 def to_latex(table: Table, label: str) -> str:
     """Write a table as LaTeX for booktabs; best is bold, level with the best is underlined."""
-    columns = "rll" + "r" * (len(table.headings) + 1)
+    columns = "".join(["rl", *_kinds(table, "l"), "r" * (len(table.headings) + 1)])
     header = " & ".join(map(latex_escape, _header(table)))
     lines = [
         "% needs \\usepackage{booktabs}",
@@ -197,14 +206,19 @@ def to_latex(table: Table, label: str) -> str:
         lines += ["    \\midrule"] if opens else []
         entries = [_marked(entry, latex_escape, "\\textbf{{{}}}", "\\underline{{{}}}", "$^\\dagger$", _small)
                    for entry in row.entries]  # fmt: skip
-        cells = [str(row.steps) if opens else "", latex_escape(row.label), row.kind, *entries, row.num_images]
-        lines.append(f"    {' & '.join(cells)} \\\\")
+        named = [str(row.steps) if opens else "", latex_escape(row.label), *_kinds(table, row.kind)]
+        lines.append(f"    {' & '.join([*named, *entries, row.num_images])} \\\\")
     lines += ["    \\bottomrule", "  \\end{tabular}", "\\end{table}", ""]
     return "\n".join(lines)
 
 
 def _header(table: Table) -> list[str]:
-    return ["Steps", "Model", "Type", *(heading.text for heading in table.headings), "n"]
+    return ["Steps", "Model", *_kinds(table, "Type"), *(heading.text for heading in table.headings), "n"]
+
+
+def _kinds(table: Table, text: str) -> list[str]:
+    """A cell of the column of types, where the table has one."""
+    return [text] if table.has_types else []
 
 
 def _marked(
@@ -233,7 +247,7 @@ def _pipes(cells: Iterable[str]) -> str:
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}",
+    "|": r"\textbar{}", '"': "''",
     MINUS: "$-$", ARROWS["higher"]: r"$\uparrow$", ARROWS["lower"]: r"$\downarrow$", DAGGER: r"$^\dagger$",
     "\u2013": "--",
 }  # fmt: skip

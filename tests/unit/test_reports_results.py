@@ -220,7 +220,7 @@ def test_labels_can_not_break_the_page(tmp_path: Path) -> None:
         assert {len(row) for row in table} == {len(table[0])}
     levels = rows_of(page)[0]
     assert [row[1] for row in levels[1:5]] == names
-    assert levels[1][3].endswith("]"), "an interval keeps its brackets"
+    assert levels[1][2].endswith("]"), "an interval keeps its brackets"
     assert re.search(r"\\\[[\d.]+, [\d.]+\\\]", page)
     assert headings(page)[0] == "Results of t[o]y|_x_"
     assert "x | [y](z) <i> ~~w~~" in headings(page)
