@@ -198,7 +198,8 @@ def _read(run: Path, file: str, max_side: int) -> tuple[bytes, str, tuple[int, i
 
 
 def _smaller(image: Image.Image, max_side: int) -> tuple[bytes, str, tuple[int, int]]:
-    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    # gap 1: by whole factors pixels are averaged, which is twice as fast; the rest is Lanczos's
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=1.0)
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "WEBP", quality=90, method=2)  # three times as fast as the usual 4
     return buffer.getvalue(), ".webp", image.size
