@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse, stats
+from scipy import sparse, special
 from scipy.sparse.csgraph import connected_components as _components
 
 from metrics.stats import CONFIDENCE
@@ -116,7 +116,7 @@ def davidson(
     center = _centering(K)
     theta_c = center @ theta[0]
     errors = np.sqrt(np.diag(V))
-    t = float(stats.t.ppf((1 + confidence) / 2, degrees))
+    t = float(special.stdtrit(degrees, (1 + confidence) / 2))
     low, high = theta_c - t * errors, theta_c + t * errors
     contrasts, below, above = _contrasts(votes.names, theta_c[:K], V[:K, :K], degrees, confidence, seed)
     order = np.argsort(-theta_c[:K], kind="stable")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from metrics.stats import CONFIDENCE
 
@@ -63,11 +63,10 @@ def two_way_rate(
     else:  # all votes alike: nothing tells how alike a cluster's votes are, so they may be copies of one
         groups = min((G for G in (G_r, G_p) if G > 1), default=n)
         design_effect, widest = n / groups, "votes" if groups == n else "raters" if groups == G_r else "prompts"
-    degrees = min((G for G in (G_r, G_p) if G > 1), default=n) - 1
-    spread = stats.t(degrees) if degrees > 0 else stats.t(1)
+    degrees = max(min((G for G in (G_r, G_p) if G > 1), default=n) - 1, 1)
     n_eff = n / design_effect
-    low, high = _wilson(value, n_eff, float(spread.ppf((1 + confidence) / 2)))
-    p_value = 2 * float(spread.sf(abs(value - null) / np.sqrt(null * (1 - null) / n_eff)))
+    low, high = _wilson(value, n_eff, float(special.stdtrit(degrees, (1 + confidence) / 2)))
+    p_value = 2 * float(special.stdtr(degrees, -abs(value - null) / np.sqrt(null * (1 - null) / n_eff)))
     return Rate(value, low, high, n, G_r, G_p, min(p_value, 1.0), design_effect, widest)
 
 

@@ -9,7 +9,7 @@ from math import ceil, isfinite, sqrt
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.special import ndtri
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def intraclass(scores: ArrayLike, clusters: Sequence[str]) -> float:
 
 
 def _independent(rate: float, comparisons: int, alpha: float, power: float) -> float:
-    z = float(norm.isf(alpha / comparisons / 2)) / 2 + float(norm.ppf(power)) * sqrt(rate * (1 - rate))
+    z = float(-ndtri(alpha / comparisons / 2)) / 2 + float(ndtri(power)) * sqrt(rate * (1 - rate))
     distance = (rate - 0.5) ** 2
     return z**2 / distance if distance > 0 else np.inf
 

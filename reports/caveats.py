@@ -13,11 +13,7 @@ from reports.training import Made
 
 def caveats(data: ReportData) -> list[str]:
     """Say what would spoil the reading: a run not finished, missing scores, metrics trained on, proxies."""
-    found: list[str] = []
-    for run in data.runs:
-        if run.num_images < run.num_expected:
-            which = f"{run.name}: " if len(data.runs) > 1 else ""
-            found.append(say("caveat.unfinished", which=which, n=f"{run.num_images:,}", of=f"{run.num_expected:,}"))
+    found: list[str] = [*unfinished(data)]
     if any(run.base == "pocket" for run in data.runs):
         found.append(say("caveat.miniature"))
     if data.runs and not data.cells:
@@ -36,6 +32,14 @@ def caveats(data: ReportData) -> list[str]:
             found.append(say(key, models=listed(trained), metric=metric.label))
     found += [f"{metric.label} ({metric.id}): {metric.note}." for metric in data.metrics if metric.note]
     return found
+
+
+def unfinished(data: ReportData) -> Iterator[Said]:
+    """Name the runs that have fewer images than their specs ask for."""
+    for run in data.runs:
+        if run.num_images < run.num_expected:
+            which = f"{run.name}: " if len(data.runs) > 1 else ""
+            yield say("caveat.unfinished", which=which, n=f"{run.num_images:,}", of=f"{run.num_expected:,}")
 
 
 def _missing(data: ReportData) -> Iterator[Said]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from hypersd_bench.errors import InputError
 from hypersd_bench.store import write_bytes, write_json
 from reports import tables, verdict
-from reports.caveats import caveats
+from reports.caveats import caveats, unfinished
 from reports.data import ReportData
 from reports.drawings import slug
 from reports.figures import Figure, all_figures
@@ -190,6 +190,7 @@ def _page(
         carried=carried,
         photo_attributes=_photo_attributes(data),
         summary=verdict.summary(data),
+        partial=list(unfinished(data)),
         overall=verdict.overall(data, judged),
         cheapest=verdict.cheapest(data),
         resolution=verdict.resolution(data),
