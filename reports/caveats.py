@@ -23,6 +23,8 @@ def caveats(data: ReportData) -> list[str]:
         found += [say("caveat.study", deviation=deviation) for deviation in data.study.deviations]
     found += _missing(data)
     found += _unequal_sets(data)
+    if len(data.runs) > 1 and (data.latencies or data.memories):
+        found.append(say("caveat.several_costs"))
     found += _single_seeds(data.made)
     found += _unequal_training(data.made)
     for metric in data.metrics:

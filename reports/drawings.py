@@ -25,6 +25,7 @@ FOREST_WIDTH = 300
 INK = "currentColor"
 FAINT = 0.16
 LONE_COLOUR = "#0072B2"  # of what is drawn beside no model
+PX_PER_LETTER = 6  # at font size 10
 MAX_PAIRED = 4  # metrics that are drawn against each other
 DODGE = 1.035  # neighbours on a log axis, so that their intervals don't hide each other
 
@@ -304,8 +305,9 @@ def _ranking(criterion: Criterion) -> Chart:
     for group, ranking in enumerate(criterion.rankings, start=1):
         for s in ranking:
             ranks = str(s.rank_low) if s.rank_low == s.rank_high else f"{s.rank_low}-{s.rank_high}"
-            apart = f"group {group}, " if len(criterion.rankings) > 1 else ""
-            rows.append({"row": f"{s.name} ({apart}rank {ranks})", "value": s.value, "low": s.low, "high": s.high})
+            key = "figure.group_rank" if len(criterion.rankings) > 1 else "figure.rank"
+            row = say(key, name=s.name, group=group, ranks=ranks)
+            rows.append({"row": row, "value": s.value, "low": s.low, "high": s.high})
     y = alt.Y("row:N", title=None, sort=[row["row"] for row in rows],
               axis=alt.Axis(domain=False, ticks=False, labelLimit=320))  # fmt: skip
     base = _chart(rows).encode(y=y)
@@ -350,7 +352,7 @@ def _loss_plot(curves: Sequence[Curve], model: Model | None) -> Chart:
 def _is_wide(curve: Curve, curves: Sequence[Curve]) -> bool:
     """Whether a stage takes enough of the plot's width for its name to stand there."""
     images = [points[-1][0] - points[0][0] for points in (curve.points, curves[0].points + curves[-1].points)]
-    return images[0] >= 0.12 * images[1]
+    return images[0] * WIDTH >= PX_PER_LETTER * len(curve.stage) * images[1]
 
 
 def _ends(interval: Any) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -46,15 +47,27 @@ def all_figures(data: ReportData) -> dict[str, list[Figure]]:
         ("metrics", drawings.metric_pairs), ("differences", drawings.forests), ("training", drawings.training_curves),
         ("study", drawings.study_figures),
     )  # fmt: skip
-    return {name: [_figure(drawing, data) for drawing in draw(data)] for name, draw in sections}
+    drawn = {name: draw(data) for name, draw in sections}
+    names = iter(_distinct([drawing.name for of_part in drawn.values() for drawing in of_part]))
+    return {part: [_figure(drawing, next(names), data) for drawing in of_part] for part, of_part in drawn.items()}
 
 
-def _figure(drawing: Drawing, data: ReportData) -> Figure:
+def _distinct(names: Iterable[str]) -> list[str]:
+    """Names of files, each of its own: ``a/b`` and ``a-b`` make the same."""
+    counts: Counter[str] = Counter()
+    found = []
+    for name in names:
+        counts[name] += 1
+        found.append(name if counts[name] == 1 else f"{name}-{counts[name]}")
+    return found
+
+
+def _figure(drawing: Drawing, name: str, data: ReportData) -> Figure:
     plain = drawing.chart.to_dict(validate=False)  # the parts were validated as they were made
     svg = vl_convert.vegalite_to_svg(_spec(plain, legend=False))
-    on_page = _in_both_languages(_with_unique_ids(svg, drawing.name), set(_said(plain)))
+    on_page = _in_both_languages(_with_unique_ids(svg, name), set(_said(plain)))
     titled = plain | {"title": f"{data.title}: {drawing.title}"}
-    return Figure(drawing.name, drawing.title, on_page, _spec(titled, legend=True))
+    return Figure(name, drawing.title, on_page, _spec(titled, legend=True))
 
 
 def _spec(chart: dict[str, Any], *, legend: bool) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -77,6 +77,8 @@ def read_report(
     images = [row for rows in view.images.values() for row in rows]
     baseline = view.baseline if any(model.name == view.baseline for model in models) else ""
     manifests = [store.manifest for store in view.stores]
+    known = {(store.folder / str(entry.get("training"))).resolve() for _, store, entry in view.models}
+    beside = _named([f for f in training if f.resolve() not in known], [model.name for model in models])
     return ReportData(
         title=str(listed(dict.fromkeys(run.title for run in runs))),
         runs=runs,
@@ -96,8 +98,8 @@ def read_report(
         accords=read_accords(view),
         grid=grid,
         diversity=choose_noises(view),
-        curves=(*_curves(view, models), *(curve for folder in training for curve in read_log(folder, folder.name))),
-        made=(*_made(view, models), *(one for folder in training for one in made_in_folder(folder))),
+        curves=(*_curves(view, models), *(curve for folder, name in beside for curve in read_log(folder, name))),
+        made=(*_made(view, models), *(one for folder, name in beside for one in made_in_folder(folder, name))),
         notes=(
             *dict.fromkeys(note for manifest in manifests for note in manifest.get("notes", ())),
             *(note for store in view.stores for note in _doubtful(store, view)),
@@ -110,14 +112,22 @@ def read_report(
 
 def training_report(training: Sequence[Path]) -> ReportData:
     """What a report shows of training folders alone: curves, and how the weights were made."""
+    named = _named(training, ())
     return ReportData(
-        title=str(listed(folder.resolve().name for folder in training)),
+        title=str(listed(name for _, name in named)),
         runs=(), baseline="", num_prompts=0, num_replicates=0, models=(), steps=(), metrics=(), cells=(),
         differences=(), contrasts=(), latencies=(), memories=(), fronts=(), cheapest=None, accords=(), grid=(),
         diversity=(), notes=(),
-        curves=tuple(curve for folder in training for curve in read_log(folder, folder.name)),
-        made=tuple(one for folder in training for one in made_in_folder(folder)),
+        curves=tuple(curve for folder, name in named for curve in read_log(folder, name)),
+        made=tuple(one for folder, name in named for one in made_in_folder(folder, name)),
     )  # fmt: skip
+
+
+def _named(training: Sequence[Path], taken: Collection[str]) -> list[tuple[Path, str]]:
+    """Each training folder with its name, or with its path where another folder or a model has the name."""
+    names = [folder.resolve().name for folder in training]
+    counts = Counter([*names, *taken])
+    return [(f, name if counts[name] == 1 else str(f)) for f, name in zip(training, names, strict=True)]
 
 
 def _run(view: View, i: int) -> Run:

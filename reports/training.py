@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,18 +54,19 @@ def read_log(folder: Path, name: str) -> list[Curve]:
         return []
     stages: dict[str, list[tuple[int, float]]] = {}
     offset, previous = 0, 0
-    for row in _rows(path):
-        if row["images_seen"] < previous:  # a log that counts from zero in every stage
+    for stage, images_seen, loss in _rows(path):
+        if images_seen < previous:  # a log that counts from zero in every stage
             offset += previous
-        previous = row["images_seen"]
-        stages.setdefault(str(row["stage"]), []).append((offset + previous, float(row["loss"])))
+        previous = images_seen
+        if isfinite(loss):  # a training that diverged is drawn as far as it can be
+            stages.setdefault(stage, []).append((offset + previous, loss))
     return [Curve(name, stage, _thinned(points)) for stage, points in stages.items()]
 
 
-def made_in_folder(folder: Path) -> list[Made]:
-    """The weights that a training folder holds; none before its first stage has ended."""
+def made_in_folder(folder: Path, name: str) -> list[Made]:
+    """The weights that a training folder holds, under this name; none before its first stage has ended."""
     return [
-        Made(folder.resolve().name, str(file.relative_to(folder)), "", _steps(told), read_card(file))
+        Made(name, str(file.relative_to(folder)), "", _steps(told), read_card(file))
         for file in sorted([*folder.glob("*.safetensors"), *folder.glob("[!.]*/diffusion_pytorch_model.safetensors")])
         for told in [read_safetensors_metadata(file)]
     ]
@@ -75,18 +77,18 @@ def _steps(told: Mapping[str, str]) -> tuple[int, ...]:
     return tuple(SamplerContract.from_json(told[METADATA_KEY]).timesteps) if METADATA_KEY in told else ()
 
 
-def _rows(path: Path) -> Iterable[dict[str, Any]]:
-    """The log's complete rows that carry a loss; a last line cut short by a kill is not one."""
-    lines = path.read_text().splitlines()
+def _rows(path: Path) -> Iterator[tuple[str, int, float]]:
+    """Stage, images seen and loss of the log's complete rows; a last line cut short by a kill is not one."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+            if {"stage", "images_seen", "loss"} <= row.keys():
+                yield str(row["stage"]), int(row["images_seen"]), float(row["loss"])
+        except (ValueError, TypeError, AttributeError) as error:
             if number == len(lines):
                 return
             raise InputError(f"{path}, line {number}: {error}; the log is broken") from error
-        if {"stage", "images_seen", "loss"} <= row.keys():
-            yield row
 
 
 def _thinned(points: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:

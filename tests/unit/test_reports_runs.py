@@ -110,6 +110,27 @@ def test_training_folders_alone_and_beside_a_run(tmp_path: Path) -> None:
     assert "my-lcm" in (page.write_report(both, runs, tmp_path / "both").parent / "tables" / "training.csv").read_text()
 
 
+def test_training_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    folders = [training(tmp_path / name / "lcm") for name in ("one", "two")]
+    _, data = open_report(folders)
+    assert [curve.model for curve in data.curves] == list(map(str, folders))
+    figs = page.write_report(data, [], tmp_path / "out").parent / "figs"
+    assert len(list(figs.glob("training-*.svg"))) == 2
+
+
+@pytest.mark.parametrize("line", ['{"stage": "8", "images_seen": "many", "loss": 1}', "[1, 2]", "{"])
+def test_a_broken_log_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
+    folder = training(tmp_path / "lcm")
+    log = folder / "train.jsonl"
+    log.write_text(f"{line}\n{log.read_text()}")
+    assert "the log is broken" in refusal(capsys, folder)
+    log.write_text('{"stage": "8", "images_seen": 64, "loss": NaN}\n{"stage": "8", "images_seen": 128, "loss": 1.0}\n')
+    _, data = open_report([folder])
+    assert data.curves[0].points == ((128, 1.0),), "what is no number is not drawn"
+
+
 def test_the_page_and_export_say_the_same(tmp_path: Path) -> None:
     """Levels of the report's CSV against means that pandas takes of the exported images."""
     run = make_run(tmp_path / "run", models=("a", "b"), steps=(1, 4), num_prompts=5)
