@@ -26,6 +26,7 @@ INK = "currentColor"
 FAINT = 0.16
 LONE_COLOUR = "#0072B2"  # of what is drawn beside no model
 PX_PER_LETTER = 6  # at font size 10
+MAX_LABELLED = 12  # points that can bear a number each
 MAX_PAIRED = 4  # metrics that are drawn against each other
 DODGE = 1.035  # neighbours on a log axis, so that their intervals don't hide each other
 
@@ -218,12 +219,15 @@ def _metric_pair(data: ReportData, a: MetricInfo, b: MetricInfo) -> Chart:
     base = _chart(rows).encode(x=x, color=_colour(data))
     across = _chart([row for row in rows if "x_low" in row]).mark_rule(strokeWidth=1.2, opacity=0.6)
     upright = _chart([row for row in rows if "low" in row]).mark_rule(strokeWidth=1.2, opacity=0.6)
-    return alt.layer(
+    layers = [
         across.encode(x=alt.X("x_low:Q"), x2="x_high:Q", y=y, color=_colour(data)),
         upright.encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=_colour(data)),
         base.mark_point(filled=True, size=46, opacity=1).encode(y=y, shape=_shape(data)),
-        _chart(rows).mark_text(dx=8, dy=-7, fontSize=9, color=INK, opacity=0.8).encode(x=x, y=y, text="steps:N"),
-    )
+    ]
+    if len(rows) <= MAX_LABELLED:
+        steps = _chart(rows).mark_text(dx=8, dy=-7, fontSize=9, color=INK, opacity=0.8)
+        layers.append(steps.encode(x=x, y=y, text="steps:N"))
+    return alt.layer(*layers)
 
 
 def _forest_rows(data: ReportData, metric: MetricInfo) -> list[dict[str, Any]]:

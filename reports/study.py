@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hypersd_bench.errors import InputError
+from reports.strings import Said
 
 VERSION = 2  # of analysis.json
 
@@ -96,7 +97,7 @@ class Criterion:
     """Everything about one question. alpha: Krippendorff's, with its interval, None where it is not defined."""
 
     name: str
-    question: str
+    question: Said
     preferences: tuple[Preference, ...]
     rankings: tuple[tuple[Strength, ...], ...]
     alpha: tuple[float, float | None, float | None] | None
@@ -149,13 +150,12 @@ def read_study(folder: Path) -> StudyData:
 
 
 def _criterion(raw: dict[str, Any], wording: dict[str, Any]) -> Criterion:
-    words = wording.get("en") or next(iter(wording.values()))
     alpha = raw["agreement"]["alpha"]
     metrics = raw["metrics"]
     ceiling = metrics["ceiling"]
     return Criterion(
         name=raw["criterion"],
-        question=words["questions"][raw["criterion"]],
+        question=_question(raw["criterion"], wording),
         preferences=tuple(_preference(row) for row in raw["rates"] if row["rate"] is not None),
         rankings=tuple(tuple(_strength(row) for row in ranking["strengths"]) for ranking in raw["rankings"]),
         alpha=None if alpha["value"] is None else (alpha["value"], alpha["low"], alpha["high"]),
@@ -163,6 +163,13 @@ def _criterion(raw: dict[str, Any], wording: dict[str, Any]) -> Criterion:
         ceiling=ceiling["value"] if ceiling else None,
         pairs=tuple(PairVotes(**{name: row[name] for name in PairVotes.__dataclass_fields__}) for row in raw["pairs"]),
     )
+
+
+def _question(criterion: str, wording: dict[str, Any]) -> Said:
+    """What raters were asked, in the languages they were asked in."""
+    asked = {language: words["questions"][criterion] for language, words in wording.items()}
+    first = next(iter(asked.values()))
+    return Said(asked.get("en", first), asked.get("zh", first))
 
 
 def _preference(row: dict[str, Any]) -> Preference:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,8 +73,7 @@ def _headline(data: ReportData, steps: int, findings: Sequence[Finding]) -> Said
     num_rivals = len({c.model for c in data.cells if c.steps == steps and c.value is not None})
     at = counted(steps, "step")
     if not everywhere:
-        leaders = [say("verdict.favours", metric=f.metric.label, winner=f.best.label) for f in findings]
-        return say("verdict.disagree", at=at, leaders=semicolons(leaders))
+        return say("verdict.disagree", at=at, leaders=semicolons(_leaders(findings)))
     if len(everywhere) == 1:
         scope = say("verdict.one_metric") if len(findings) == 1 else say("verdict.all_metrics", n=len(findings))
         hedged = any(finding.level for finding in findings)
@@ -81,6 +81,17 @@ def _headline(data: ReportData, steps: int, findings: Sequence[Finding]) -> Said
     if len(everywhere) == num_rivals:
         return say("verdict.nothing_tells", at=at, n=num_rivals)
     return say("verdict.between_two" if len(everywhere) == 2 else "verdict.between", at=at, who=listed(everywhere))
+
+
+def _leaders(findings: Sequence[Finding]) -> list[Said]:
+    """Say whom the metrics favour, the metrics of one model together."""
+    metrics: dict[str, list[str]] = defaultdict(list)
+    for finding in findings:
+        metrics[finding.best.label].append(finding.metric.label)
+    return [
+        say("verdict.favours" if len(mine) == 1 else "verdict.favour", metrics=listed(mine), winner=winner)
+        for winner, mine in metrics.items()
+    ]
 
 
 def _cost(data: ReportData, steps: int) -> str:

@@ -96,6 +96,15 @@ def test_a_heading_sorts_and_turns_round(page: Page) -> None:
     assert page.locator("#results thead th[aria-sort=descending]").count() == 1
 
 
+def test_headings_stay_while_rows_go_by(page: Page) -> None:
+    page.set_viewport_size({"width": 1280, "height": 160})
+    table = page.locator("#results .scroll").first
+    table.evaluate("box => { box.scrollTop = box.scrollHeight; }")
+    assert table.evaluate("box => box.scrollTop") > 0
+    tops = table.evaluate("box => [box, box.querySelector('th')].map((one) => one.getBoundingClientRect().top)")
+    assert abs(tops[1] - tops[0]) < 2
+
+
 def test_prompts_are_filtered_and_the_address_keeps_it(page: Page) -> None:
     page.fill("#filter", "number 11")
     shown = page.locator("#images .card[data-id]:not([hidden])")

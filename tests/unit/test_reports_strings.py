@@ -42,7 +42,7 @@ def test_a_text_is_english_and_knows_its_chinese() -> None:
 
 @pytest.mark.parametrize("hostile", ["<b>x</b>", '"quoted"', "{at}", "%s"])
 def test_what_is_put_in_stays_text(hostile: str) -> None:
-    said = say("verdict.favours", metric=hostile, winner="w")
+    said = say("verdict.favours", metrics=hostile, winner="w")
     assert hostile in said
     assert hostile in said.zh
     assert str(escape(said)).count(str(escape(hostile))) == 2, "escaped, in both languages"

@@ -60,7 +60,9 @@ def test_metrics_that_disagree(tmp_path: Path) -> None:
     run.record_scores([ScoreRow(CLIP.id, r.id or 0, 20 + 5 * (r.model == "a") + rng.normal()) for r in rows])
     run.record_scores([ScoreRow(AESTHETIC.id, r.id or 0, 5 + 5 * (r.model == "b") + rng.normal()) for r in rows])
     headline = verdict.budgets(read_report(run))[0].headline
-    assert headline.startswith("At 4 steps, the metrics disagree: CLIP score favours a; Aesthetic favours b")
+    assert headline.startswith(
+        "At 4 steps, the metrics disagree: CLIP score favours a; Aesthetic and FID (lite0) favour b."
+    )
 
 
 def test_one_model_has_no_rival(tmp_path: Path) -> None:
