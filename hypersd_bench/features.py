@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from hypersd_bench.contracts import ReferenceMoments
 from hypersd_bench.errors import InputError, first_line
+from hypersd_bench.store import folder_name
 
 Vector = NDArray[np.float32]
 
@@ -117,7 +118,7 @@ def save_arrays(path: Path, **arrays: Any) -> None:
 
 
 def _features_file(run: Path, extractor: str, model: str, steps: int) -> Path:
-    return features_folder(run, extractor) / f"{model.replace('/', '_')}@{steps}.npz"
+    return features_folder(run, extractor) / f"{folder_name(model)}@{steps}.npz"
 
 
 def _reference_file(run: Path, extractor: str, reference_id: str) -> Path:

@@ -328,6 +328,11 @@ def _only_a_start(folder: Path) -> bool:
     )
 
 
+def folder_name(label: str) -> str:
+    """What the folder of a model's images is called; a plan refuses labels that would share one."""
+    return label.replace("/", "_")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())

@@ -29,7 +29,7 @@ from hypersd_bench.prompts import Prompt
 from hypersd_bench.runner.memory import Batches
 from hypersd_bench.runner.plan import Configuration, Plan
 from hypersd_bench.seeding import image_seed
-from hypersd_bench.store import ImageRow
+from hypersd_bench.store import ImageRow, folder_name
 
 T = TypeVar("T")
 ENCODE_BATCH = 64
@@ -176,7 +176,7 @@ class Maker:
             prompt=prompt.text,
             replicate=job.replicate,
             seed=image_seed(self.plan.spec.seed, prompt.id, job.replicate),
-            file=f"images/{label.replace('/', '_')}/{steps}/{prompt.id}_{job.replicate}.png",
+            file=f"images/{folder_name(label)}/{steps}/{prompt.id}_{job.replicate}.png",
             sha256=hashlib.sha256(png).hexdigest(),
             checkpoint=configuration.model.name,
             defect=find_defect(pixels, finite),

@@ -19,6 +19,7 @@ from hypersd_bench.pipelines import HUB_BASES, base_folder, is_on_hub
 from hypersd_bench.prompts import PromptSet, load_prompts
 from hypersd_bench.reference import ReferenceSet, open_reference
 from hypersd_bench.runner.spec import Contrast, ModelRef, RunSpec
+from hypersd_bench.store import folder_name
 
 MOST_SCENE_WORDS = 1000  # the miniature's vocabulary has some 300 tokens, CLIP's 49,408
 
@@ -78,6 +79,7 @@ def make_plan(spec: RunSpec, folder: Path = Path(), device: str = "cpu") -> Plan
     twice = [name for name, count in Counter(map(str, configurations)).items() if count > 1]
     if twice:
         raise InputError(f"{twice[0]} is named twice; drop one, or in a spec give it another 'name' beside its 'path'")
+    _require_folders(labels)
     if spec.baseline and spec.baseline not in labels:
         raise unknown_name("baseline", spec.baseline, labels)
     if not is_on_hub(pipeline):
@@ -217,6 +219,19 @@ def _changes(ref: ModelRef, known: dict[str, list[ModelSpec]], folder: Path) -> 
         contract = parse_contract(ref.contract, by_name, folder)
         changes = {name: getattr(contract, name) for name in asdict(contract)}
     return changes | ref.sampler.model_dump(exclude_none=True)
+
+
+def _require_folders(labels: Sequence[str]) -> None:
+    """Raise InputError for names that can't name a folder, or that would share one: images lie there."""
+    known: dict[str, str] = {}
+    for label in labels:
+        if label.strip(". ") == "" or not label.isprintable() or "\\" in label:
+            raise InputError(
+                f"a model can't be called {label!r}: its images' folder is named after it; give another name"
+            )
+        other = known.setdefault(folder_name(label).casefold(), label)
+        if other != label:
+            raise InputError(f"{other} and {label} would share a folder of images; give one of them another name")
 
 
 def _contrasts(spec: RunSpec, configurations: Iterable[Configuration]) -> tuple[Contrast, ...]:

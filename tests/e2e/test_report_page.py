@@ -153,6 +153,19 @@ def test_pictures_are_enlarged_and_compared(page: Page) -> None:
     assert not dialog.is_visible()
 
 
+def test_published_numbers_ablations_and_other_noise_have_their_places(page: Page) -> None:
+    page.evaluate(OPEN_ALL)
+    published = page.locator("#results details tbody tr")
+    assert published.count() == 1
+    for said in ("A paper, Table 2", "CLIP 31.8", "another protocol: other prompts"):
+        assert said in published.inner_text()
+    assert "31.8" not in page.locator("#results .scroll").first.inner_text(), "never among ours"
+    assert "without feedback" in page.inner_text("#contrasts")
+    assert page.locator("#contrasts a.value").first.get_attribute("data-against") == "one@4"
+    assert page.locator("#people .matrix tbody tr").count() == 3
+    assert "hyper-sd" in page.inner_text("#training tbody tr")
+
+
 def test_it_speaks_chinese_all_over(page: Page) -> None:
     page.evaluate(OPEN_ALL)
     english = page.inner_text("main")

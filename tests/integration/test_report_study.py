@@ -9,6 +9,7 @@ import pytest
 
 from hypersd_bench.errors import InputError
 from hypersd_bench.store import write_json
+from reports import tables
 from reports.read import read_report
 from reports.study import read_study
 from tests.report_pages import write_single_file
@@ -54,6 +55,18 @@ def test_a_study_of_another_run_is_refused(study: Study, tmp_path: Path) -> None
     other.manifest["spec_hash"] = "1" * 64
     with pytest.raises(InputError, match="never mixes"):
         read_report(other, read_study(study.folder))
+
+
+def test_the_win_matrix_says_each_rate_from_both_sides(study: Study) -> None:
+    criterion = read_study(study.folder).criteria[0]
+    (one, row), (two, column) = tables.win_matrix(criterion)
+    assert (one, two) == ("one@4", "two@4")
+    assert row[0] is None, "nobody was asked about one against itself"
+    forth, back = row[1], column[0]
+    assert forth == criterion.preferences[0]
+    assert back is not None
+    assert (back.value, back.low, back.high) == pytest.approx((1 - forth.value, 1 - forth.high, 1 - forth.low))
+    assert (back.a_preferred, back.b_preferred, back.n) == (forth.b_preferred, forth.a_preferred, forth.n)
 
 
 def test_without_an_analysis_the_remedy_is_named(study: Study, tmp_path: Path) -> None:

@@ -58,6 +58,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ({"models": [{"name": "teacher", "force": True}]}, "'force' belongs at the top of the spec"),
         ({"models": ["teacher@"]}, "no step counts after @; write teacher@4"),
         ({"models": ["teacher", "teacher"]}, "teacher@1 is named twice"),
+        ({"models": [{"name": "..", "path": "plain.safetensors", "contract": "lcm"}]}, "can't be called '..'"),
+        (
+            {"models": [{"name": name, "path": "plain.safetensors", "contract": "lcm"} for name in ("a/b", "A_b")]},
+            "a/b and A_b would share a folder",
+        ),
         ({"models": [{"name": "teacher", "steps": [0]}]}, "greater than or equal to 1, not 0"),
         ({"models": ["teecher"]}, "did you mean 'teacher'"),
         ({"models": []}, "models"),

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import click
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import hypersd_bench
 from hypersd_bench import registry
@@ -46,6 +52,33 @@ def test_floors_hold() -> None:
     linter = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([linter, "--no-logo", "--no-cache"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_every_package_that_is_imported_is_declared_and_says_why() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    project = tomllib.loads(text)["project"]
+    extras = [need for needs in project["optional-dependencies"].values() for need in needs]
+    declared = {canonicalize_name(Requirement(need).name) for need in [*project["dependencies"], *extras]}
+    owners = packages_distributions()
+    ours = {"hypersd_bench", "metrics", "distill", "user_study", "reports"}
+    for package in sorted(ours):
+        for file in sorted((ROOT / package).rglob("*.py")):
+            for name in _imported(file) - ours - set(sys.stdlib_module_names):
+                of = {canonicalize_name(owner) for owner in owners.get(name, [])}
+                assert not of or of & declared, f"{file} imports {name}, of {of}"
+    for need in project["dependencies"]:
+        assert re.search(rf'"{re.escape(need)}", # \S', text), f"{need}: say in pyproject.toml why it is there"
+
+
+def _imported(file: Path) -> set[str]:
+    """The top packages that a file names in its imports."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list", "methods"], ["list", "--help"]])
