@@ -6,9 +6,9 @@ SHELL := bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-CODE := hypersd_bench metrics distill user_study reports tests benchmarks
+CODE := hypersd_bench metrics distill user_study reports tests benchmarks docs
 
-.PHONY: help setup demo test lint bench canaries lock clean
+.PHONY: help setup demo test lint docs bench canaries lock clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,10 @@ lint: setup
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+docs: setup ## the documentation site, in build/docs; a warning is an error
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html"
 
 bench: setup ## speed: training images/s, generated images/s, Frechet distance
 	$(BIN)/pytest benchmarks --benchmark-only
