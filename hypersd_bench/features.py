@@ -133,7 +133,8 @@ def _load(path: Path, needed: tuple[str, ...]) -> dict[str, NDArray[Any]] | None
             saved = {name: opened[name] for name in opened.files}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, zipfile.BadZipFile,
+            NotImplementedError) as error:  # fmt: skip
         raise _broken(path, first_line(error)) from error
     absent = [name for name in (*needed, "fingerprint") if name not in saved]
     if absent:

@@ -156,7 +156,8 @@ class StatisticsReference:
                 own = str(saved["features"]) if "features" in saved else ""
         except FileNotFoundError:
             raise InputError(f"{self.path}: no such file; a reference is a folder of images or a .npz") from None
-        except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, BadZipFile) as error:
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, EOFError, BadZipFile,
+                NotImplementedError) as error:  # fmt: skip
             raise InputError(
                 f"{self.path} holds no statistics that can be read: it must be a .npz with arrays mu and sigma"
             ) from error
@@ -223,7 +224,7 @@ def read_picture(path: Path) -> Picture:
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a PNG's chunks
         raise InputError(f"can't read image {path} ({first_line(error)}); remove or replace it") from error
 
 

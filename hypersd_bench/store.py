@@ -17,7 +17,8 @@ import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +249,8 @@ class RunStore:
 
     def scores(self, metric: str) -> dict[int, ScoreRow]:
         """A metric's scores by image id."""
-        return {row.image_id: row for row in self._select(ScoreRow, "score", "WHERE metric = ?", metric)}
+        rows = self._finite(self._select(ScoreRow, "score", "WHERE metric = ?", metric), "value")
+        return {row.image_id: row for row in rows}
 
     def scored_metrics(self) -> list[str]:
         """Ids of all metrics with any score, per image or per set."""
@@ -257,15 +259,15 @@ class RunStore:
 
     def set_scores(self) -> list[SetScoreRow]:
         """All set scores."""
-        return list(self._select(SetScoreRow, "set_score"))
+        return self._finite(self._select(SetScoreRow, "set_score"), "value")
 
     def timings(self) -> list[TimingRow]:
         """All timings."""
-        return list(self._select(TimingRow, "timing"))
+        return self._finite(self._select(TimingRow, "timing"), "seconds")
 
     def costs(self) -> list[CostRow]:
         """All costs."""
-        return list(self._select(CostRow, "cost"))
+        return self._finite(self._select(CostRow, "cost"), "value")
 
     def _insert(self, table: str, verb: str, rows: Sequence[Any]) -> None:
         if not rows:
@@ -281,13 +283,23 @@ class RunStore:
         with self._database() as db:
             return [row_type(*row) for row in db.execute(sql, parameters)]
 
+    def _finite(self, rows: Iterable[Any], name: str) -> list[Any]:
+        """The rows, all of whose numbers of this name are finite, or missing; raises InputError where one is not."""
+        known = list(rows)
+        for row in known:
+            value = getattr(row, name)
+            if value is not None and not (isinstance(value, float | int) and isfinite(value)):
+                raise InputError(f"{self.folder / 'ledger.sqlite'}: {row!r:.200} has no finite {name}; the ledger was "
+                                 "damaged: bring it again, or score and time the run anew")  # fmt: skip
+        return known
+
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
         try:
             with closing(sqlite3.connect(self.folder / "ledger.sqlite", timeout=30)) as db, db:
                 yield db
-        except sqlite3.DatabaseError as error:
-            raise InputError(f"{self.folder / 'ledger.sqlite'}: {error}") from error
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.folder / 'ledger.sqlite'}: {first_line(error)}") from error
 
 
 _SHAPE: dict[str, type] = {"spec": dict, "spec_hash": str, "provenance": dict, "models": list, "metrics": list}
@@ -303,9 +315,18 @@ def _lacking(manifest: Any) -> str:
     if not all(isinstance(model, dict) and isinstance(model.get("name"), str) for model in manifest["models"]):
         return "a model has no name"
     try:
-        [MetricInfo(**metric) for metric in manifest["metrics"]]
+        infos = [MetricInfo(**metric) for metric in manifest["metrics"]]
     except TypeError as error:
         return f"a metric is not one: {first_line(error)}"
+    counts = ("min_images", "min_size")
+    for info in infos:
+        for name, value in asdict(info).items():
+            if not isinstance(value, int if name in counts else str):
+                return f"a metric's {name} is {value!r:.40}"
+    for key in ("extractors", "scored_versions"):
+        known = manifest.get(key, {})
+        if not (isinstance(known, dict) and all(isinstance(value, str) for value in known.values())):
+            return f"{key} are of another kind"
     return ""
 
 

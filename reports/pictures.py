@@ -192,7 +192,7 @@ def _read(run: Path, file: str, max_side: int) -> tuple[bytes, str, tuple[int, i
             size = image.size
             if max(size) > max_side:
                 data, suffix, size = _smaller(image, max_side)
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a PNG's chunks
         raise InputError(f"can't read {source}: {error}; hypersd-bench verify lists broken images") from error
     return data, suffix, size
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hypersd_bench.errors import InputError
+from hypersd_bench.errors import InputError, first_line
 from reports.strings import Said
 
 VERSION = 2  # of analysis.json
@@ -134,9 +134,17 @@ def read_study(folder: Path) -> StudyData:
         raise InputError(f"can't read {path}: {error}; make it again with {analyse}") from error
     if not isinstance(raw, dict) or raw.get("version") != VERSION:
         raise InputError(f"{path} is of another version than this program reads; make it again with {analyse}")
-    if not raw["counts"]["votes"]:
-        raise InputError(f"{folder} has no votes yet; a report shows a study once people have voted")
     card = folder / "card.md"
+    try:
+        if not raw["counts"]["votes"]:
+            raise InputError(f"{folder} has no votes yet; a report shows a study once people have voted")
+        return _study(raw, card.read_text(encoding="utf-8") if card.is_file() else "")
+    except (LookupError, TypeError, AttributeError, ValueError, StopIteration) as error:
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{path} is not what study analyse writes ({why}); make it again with {analyse}") from error
+
+
+def _study(raw: dict[str, Any], card: str) -> StudyData:
     return StudyData(
         design_hash=raw["design_hash"],
         run=raw["run"],
@@ -145,7 +153,7 @@ def read_study(folder: Path) -> StudyData:
         raters=tuple({**row, "rater": f"rater {i}"} for i, row in enumerate(raw["raters"], start=1)),
         criteria=tuple(_criterion(entry, raw["wording"]) for entry in raw["criteria"]),
         deviations=tuple(raw["deviations"]),
-        card=card.read_text(encoding="utf-8") if card.is_file() else "",
+        card=card,
     )
 
 
