@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hypersd_bench import pipelines
 from hypersd_bench.bench import Bench
+from hypersd_bench.contracts import MetricInfo
 from hypersd_bench.errors import InputError, is_out_of_memory
 from hypersd_bench.prompts import Prompt
 from hypersd_bench.runner import maker
@@ -275,7 +276,8 @@ def test_later_starts_are_kept_beside_the_first_and_metrics_are_added(base: Path
     store = RunStore.open(tmp_path / "run")
     assert (store.manifest["provenance"], store.manifest["starts"]) == (first, [])
     store.manifest["provenance"] = {**first, "packages": {**first["packages"], "torch": "2.0.0"}}
-    store.manifest["metrics"] = [{"id": "toy/added", "version": "1"}]
+    added = MetricInfo("toy/added", "Added", "higher", "rate", "image")
+    store.manifest["metrics"] = [asdict(added)]
     write_json(store.folder / "run.json", store.manifest)  # as if made with another torch, and scored by hand
     run_benchmark(plan_for(base, tmp_path), tmp_path / "run", "cpu")
     manifest = RunStore.open(tmp_path / "run").manifest
