@@ -129,7 +129,7 @@ def _reference_file(run: Path, extractor: str, reference_id: str) -> Path:
 def _load(path: Path, needed: tuple[str, ...]) -> dict[str, NDArray[Any]] | None:
     """A .npz's arrays, those needed and ``fingerprint`` among them; None where there is none. No pickle is read."""
     try:
-        with np.load(path, allow_pickle=False) as opened:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as opened:  # numpy leaves a broken zip open
             saved = {name: opened[name] for name in opened.files}
     except FileNotFoundError:
         return None

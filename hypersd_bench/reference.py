@@ -150,7 +150,8 @@ class StatisticsReference:
     @cached_property
     def _read(self) -> tuple[ReferenceMoments, str]:
         try:
-            with np.load(self.path, allow_pickle=False) as saved:
+            # opened here: where a zip is broken, numpy leaves it open
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
                 mean, covariance = (np.asarray(saved[name], np.float64) for name in ("mu", "sigma"))
                 n = int(np.asarray(saved["n"]).item()) if "n" in saved else 0
                 own = str(saved["features"]) if "features" in saved else ""
