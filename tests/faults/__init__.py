@@ -1,0 +1,1 @@
+"""Faults made on purpose, to see that the tests notice: ``python -m tests.faults``."""
