@@ -21,7 +21,7 @@ demo: setup ## the whole story on the miniature: distil, benchmark, score, repor
 test: lint ## lint, types, floors, then every test that runs on this machine, with coverage
 	@for browser in chromium chromium-browser google-chrome; do command -v $$browser && break; done >/dev/null \
 	    || echo "no Chromium here: the browser test of the study page will be skipped"
-	$(BIN)/pytest --numprocesses auto --dist loadfile -p no:benchmark --cov --cov-report=term
+	$(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder -p no:benchmark --cov --cov-report=term
 
 lint: setup
 	$(BIN)/ruff check $(CODE)
@@ -33,8 +33,10 @@ docs: setup ## the documentation site, in build/docs; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
 	@echo "build/docs/index.html"
 
-bench: setup ## speed: training images/s, generated images/s, Frechet distance
-	$(BIN)/pytest benchmarks --benchmark-only
+bench: setup ## every benchmark, and the page of ratios docs/results/speed.md; about half an hour on two cores
+	@mkdir -p build
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-json=build/benchmarks.json
+	$(BIN)/python -m benchmarks.page build/benchmarks.json docs/results/speed.md
 
 canaries: setup ## record anew what the metrics that come along give for the fixed images
 	$(BIN)/python -m tests.record_canaries

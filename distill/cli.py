@@ -12,11 +12,13 @@ import click
 
 from hypersd_bench import registry
 from hypersd_bench.errors import InputError, unknown_name
+from hypersd_bench.machine import busy_cores, num_cores
 
 if TYPE_CHECKING:
     from distill.presets import Preset
 
 
+BUSY = 0.5  # cores
 FILTERS = ("min_side", "min_aesthetic", "min_sharpness")
 
 
@@ -94,7 +96,8 @@ def _training_command(method: str) -> click.Command:
             settings, folder = read_settings(resume, method), resume
         else:
             settings, folder = _settings(method, given), out or Path("runs/distill") / method
-        manifest = run(settings, folder, _device(device), fresh=fresh)
+        _warn_of_others(used := _device(device))
+        manifest = run(settings, folder, used, fresh=fresh)
         if not PartialState().is_main_process:  # one of several speaks
             return
         click.echo(json.dumps(manifest, indent=2, sort_keys=True)) if as_json else _tell(manifest, folder)
@@ -188,6 +191,18 @@ def _device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no CUDA device here; leave --device out, or say cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _warn_of_others(device: str) -> None:
+    """Say so where other programs use the CPU: threads that wait for each other then cost far more than they gain."""
+    import torch
+
+    if device == "cpu" and torch.get_num_threads() > 1 and (busy := busy_cores()) > BUSY:
+        click.echo(
+            f"other programs use {busy:.1f} of {num_cores()} cores: training beside them can take several times as "
+            "long, for its threads wait for each other; end them, or set OMP_NUM_THREADS=1",
+            err=True,
+        )
 
 
 def _tell(manifest: dict[str, Any], folder: Path) -> None:

@@ -108,6 +108,12 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def busy_cores(seconds: float = 0.3) -> float:
+    """How many cores' worth of work the machine does while this process waits."""
+    share: float = psutil.cpu_percent(interval=seconds)
+    return share / 100 * (psutil.cpu_count() or 1)
+
+
 def cpu_model() -> str:
     """The processor's name."""
     with suppress(OSError):

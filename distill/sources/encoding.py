@@ -42,6 +42,7 @@ class Encoder:
 
     def __init__(self, pipe: Pipeline, image_batch: int = 8, prompt_batch: int = 64) -> None:
         self.pipe = pipe
+        self.device = torch.device(pipe.device)  # asked once: diffusers looks through all modules for it
         self.sdxl = is_sdxl(pipe)
         self.image_batch, self.prompt_batch = image_batch, prompt_batch
         self.too_long: set[str] = set()
@@ -55,11 +56,6 @@ class Encoder:
                 f"the base's autoencoder gives {pipe.vae.config.latent_channels} channels, its UNet takes "
                 f"{self.latent_shape[0]}; inpainting and editing models can't be distilled"
             )
-
-    @property
-    def device(self) -> torch.device:
-        """Where everything is encoded."""
-        return torch.device(self.pipe.device)
 
     @property
     def resolution(self) -> int:

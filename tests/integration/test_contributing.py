@@ -124,8 +124,8 @@ def test_the_pages_model_is_sampled_from_the_hub(tmp_path: Path) -> None:
         hub.add(HUB_BASES["sdxl"], files)
         hub.add("somebody/fox", loras)
         env = environment(hub, tmp_path / "home", PYTHONPATH=f"{tmp_path}:{ROOT}", OMP_NUM_THREADS="1")
-        words = ["run", "--base", "sdxl", "--models", "fox", "--steps", "2,4", "--num-prompts", "1",
-                 "--prompts", "pocket/held-out", "--metrics", "", "--no-timing", "--device", "cpu", "--dtype", "float32"]  # fmt: skip
+        words = ["run", "--base", "sdxl", "--models", "fox", "--steps", "2,4", "--prompts", "pocket/held-out"]
+        words += ["--num-prompts", "1", "--metrics", "", "--no-timing", "--device", "cpu", "--dtype", "float32"]
         done = subprocess.run(
             [sys.executable, "-m", "hypersd_bench", *words, "--out", str(tmp_path / "run")],
             cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False,

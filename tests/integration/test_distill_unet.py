@@ -206,7 +206,13 @@ def test_a_benchmark_runs_whole_unets(base: str, finished: Callable[[str], Run],
 
 
 @pytest.mark.parametrize(
-    ("method", "stop_after"), [("lcm", 1), ("hyper-sd", 1), ("lightning", 2), ("lightning", 5), ("lightning", 7)]
+    ("method", "stop_after"),
+    [
+        ("lcm", 1),
+        ("hyper-sd", 1),
+        ("lightning", 7),
+        *(pytest.param("lightning", stop, marks=pytest.mark.nightly) for stop in (2, 5)),
+    ],
 )
 def test_stopped_and_resumed_equals_unstopped(
     finished: Callable[[str], Run], method: str, stop_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

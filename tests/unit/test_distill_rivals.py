@@ -218,6 +218,19 @@ def test_spans_cover_exactly_the_trailing_schedule(before: int, n: int) -> None:
     assert {step for walk in walks for step in pairwise(walk)} == set(pairwise(teacher))
 
 
+def test_at_the_start_of_sampling_there_is_nothing_but_noise() -> None:
+    """Section 3.5: at T the student starts from sigma_T eps, without the picture that noise at T still holds."""
+    batch = tiny_batch(64)
+    bright = replace(batch, z0=batch.latents + 100)
+    spans = [lightning.draw_span(each, tiny_cast(), seeded(), 8, 4) for each in (batch, bright)]
+    pure = spans[0].t == 999
+    assert 0 < int(pure.sum()) < 64
+    assert torch.equal(spans[0].x[pure], spans[1].x[pure])
+    assert not torch.isclose(spans[0].x[~pure], spans[1].x[~pure]).any()
+    sigma = (1 - ABAR[999]).sqrt()
+    assert float(spans[0].x[pure].std()) == pytest.approx(float(sigma), rel=0.1)
+
+
 @pytest.mark.parametrize(("before", "n"), [(2, 1), (4, 1), (4, 2), (8, 2)])
 def test_few_step_students_also_start_in_between(before: int, n: int) -> None:
     span = lightning.draw_span(tiny_batch(200), tiny_cast(), seeded(), before, n, train_points=4)

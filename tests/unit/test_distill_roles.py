@@ -177,6 +177,23 @@ def test_feedback_adds_up_with_the_student(roles: Roles, inputs: Inputs) -> None
         torch.testing.assert_close(layer(x), layer.base_layer(x) + correction("student") + correction("ema"))
 
 
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+def test_feedback_is_merged_at_its_ratio(roles: Roles, ratio: float) -> None:
+    """B = B_student + ratio B_feedback on the student's own A, whatever the mean of the feedback is."""
+    roles.start_feedback()
+    roles.train("feedback")
+    roles.copy("feedback", "ema")
+    with torch.no_grad():
+        for b in roles.parameters("ema"):
+            b.add_(torch.randn_like(b))
+    before = snapshot(roles, "student", "ema")
+    roles.merge_feedback(ratio)
+    rows = zip(roles.parameters("ema"), before["student"], before["ema"], roles._is_b, strict=True)
+    for merged, student, mean, is_b in rows:
+        torch.testing.assert_close(merged.detach(), student + ratio * mean if is_b else mean)
+    assert unchanged(roles, {"student": before["student"]}) == {"student"}
+
+
 def test_after_feedback_the_student_is_alone_again(roles: Roles, inputs: Inputs) -> None:
     student = roles.predict("student", *inputs).detach()
     roles.train("feedback")

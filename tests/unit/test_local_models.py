@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 from hypersd_bench.catalog.hyper_sd import models as hyper_sd
 from hypersd_bench.catalog.local import local_family, parse_contract, weight_files
 from hypersd_bench.errors import InputError
-from hypersd_bench.runner.plan import catalogue
+from hypersd_bench.runner.plan import catalogue, make_plan
+from hypersd_bench.runner.spec import load_spec
 from hypersd_bench.sampling import METADATA_KEY, SamplerContract, lcm, tcd
 
 KNOWN = {model.name: model for model in hyper_sd() if model.base == "sdxl"}
@@ -108,3 +109,8 @@ def test_what_carries_its_contract_keeps_it(tmp_path: Path) -> None:
     path = weights(tmp_path / "Hyper-SDXL-4steps-lora.safetensors", contract=tcd((2,)))
     (model,) = local_family(path, "mine", "sdxl", lcm((4,)), KNOWN.values())
     assert model.contract == tcd((2,))  # the plan holds the given one against it
+
+
+def test_of_several_checkpoints_the_one_made_for_the_step_count_is_taken() -> None:
+    plan = make_plan(load_spec(None, {"base": "pocket", "models": ["hyper-sd"], "steps": [1, 4], "num_prompts": 1}))
+    assert [c.model.name for c in plan.configurations] == ["hyper-sd-unified", "hyper-sd-4steps"]

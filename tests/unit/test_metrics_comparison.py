@@ -272,6 +272,14 @@ def test_set_differences_are_on_the_images_that_both_have(store: RunStore) -> No
     assert got.value == pytest.approx(want)
 
 
+def test_spoiled_images_have_no_part_in_a_set(store: RunStore) -> None:
+    """Also where they have features: black pictures would draw a whole set towards them."""
+    rows = [row for row in store.images() if (row.model, row.steps) == ("tcd", 1)]
+    store.record_images([replace(row, id=None, defect="black") for row in rows[:2]])
+    store.record_set_scores([SetScoreRow(FID.id, "tcd", 1, 9.0, 22, REFERENCE)])
+    assert len(View([store]).features(FID, ("tcd", 1))) == len(rows) - 2
+
+
 def test_replicates_are_computed_once_for_each_configuration(
     store: RunStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

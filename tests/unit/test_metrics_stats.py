@@ -160,6 +160,12 @@ def test_sign_flip_of_more_prompts_is_scipys_up_to_chance() -> None:
     assert sign_flip(d) == pytest.approx(want, abs=4 * 0.005)  # sd of 10,000 draws: at most 0.005
 
 
+def test_a_p_value_is_never_zero() -> None:
+    """16 prompts that all differ alike: hardly any random signs are as far, and Hoeffding's bound is larger."""
+    p = float(sign_flip(np.full((16, 1), 1.0))[0])
+    assert 1 / 10_001 <= p < 2 * np.exp(-8)
+
+
 def test_sign_flip_by_hand() -> None:
     assert sign_flip(np.array([[1.0], [2.0], [3.0]])) == [2 / 8]  # only +++ and ---
     assert sign_flip(np.array([[1.0], [2.0], [-1.0]])) == [6 / 8]  # |sum| >= 2: 2 4 2 and mirrored; 0 is nearer

@@ -244,5 +244,8 @@ def test_serving_refuses_what_can_t_be_served(study: Study) -> None:
         port = taken.getsockname()[1]
         assert f"try --port {port + 1}" in _error("serve", study.folder, "--port", port)
     assert "not supported" in _error("serve", study.folder, "--port", 0, "--db", "mysql://x/y")
+    said = _error("serve", study.folder, "--port", 0, "--db", "me:hunter2@somewhere/votes")
+    assert "not a database URL" in said
+    assert "hunter2" not in said
     next((study.folder / "images").iterdir()).unlink()
     assert "missing (1 of" in _error("serve", study.folder, "--port", 0)

@@ -106,8 +106,8 @@ def _shown(url: str) -> str:
     try:
         parsed = sa.make_url(url)
     except ArgumentError:
-        raise InputError(
-            f"--db {url!r} is not a database URL; write postgresql+psycopg://user@host/name, or leave --db out"
+        raise InputError(  # without the URL: a password may stand in it
+            "--db is not a database URL; write postgresql+psycopg://user@host/name, or leave --db out"
         ) from None
     return parsed.database or url if parsed.drivername == "sqlite" else parsed.render_as_string(hide_password=True)
 
