@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from distill.formats import from_kohya, is_sdxl, kohya_metadata, model_spec, tensors_sha256, to_kohya
+from distill.formats import is_sdxl, kohya_metadata, model_spec, tensors_sha256, to_kohya
 from distill.settings import MANIFEST
 from distill.unet_folder import MAX_SHARD_SIZE, SAMPLER_FILE, move, unfinished, write_unet
 from hypersd_bench.catalog.local import weight_files
@@ -196,13 +196,6 @@ class _Writer:
             CARD_KEY: json.dumps(card, sort_keys=True),
             **model_spec(title, unet_config, contract, form, side, self._created),
         }
-
-
-def read_lora(path: Path, unet_config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read a LoRA file of either key style under diffusers' keys."""
-    read_safetensors_metadata(path)
-    tensors = load_file(path)
-    return from_kohya(tensors, unet_config) if any(".lora_down." in key for key in tensors) else tensors
 
 
 def _check_options(form: str, dtype: str, fuse: bool) -> None:

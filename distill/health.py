@@ -286,15 +286,6 @@ def describe(alarm: Alarm, cleared: int | None = None) -> str:
     return f"{alarm.name} in {alarm.stage} ({place}): {alarm.message} {alarm.advice}{end}"
 
 
-def read_alarms(folder: Path, limits: Limits | None = None) -> list[Alarm]:
-    """Every alarm of the run in a folder, finished or not, in the order they rang."""
-    watch = Watch(limits)
-    for row in read_rows(folder):
-        watch.see(row)
-    watch.close()
-    return watch.fired
-
-
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """A run's log and scoreboard rows by images seen; raises InputError where there is no log or a broken one."""
     if not (folder / TRAIN_LOG).is_file():

@@ -77,10 +77,6 @@ class CacheFolder:
         part: Tensor = self._handle(shard).get_slice(name)[row : row + 1]
         return part[0]
 
-    def size_bytes(self) -> int:
-        """Size on disk of all shards."""
-        return sum(path.stat().st_size for path in self.path.glob("*.safetensors"))
-
     def _handle(self, shard: str) -> Any:
         with self._lock:
             if shard not in self._open:

@@ -1,14 +1,10 @@
-"""How large caches get, told from a base's configuration files before anything is encoded; no torch."""
+"""How large caches get, told before anything is encoded; no torch."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
-
-from hypersd_bench.errors import InputError
+from typing import NamedTuple
 
 VALUE_BYTES = {"bf16": 2, "fp16": 2}
 INDEX_BYTES = 8 + 6 * 4  # of each image: its index, and its six time ids
@@ -34,21 +30,6 @@ class EncodedShape:
     tokens: int
     text_width: int
     pooled_width: int = 0
-
-    @classmethod
-    def of_folder(cls, folder: Path, resolution: int | None = None) -> EncodedShape:
-        """Read it from a pipeline folder; ``resolution`` in pixels where it is not the base's own."""
-        unet, text = _config(folder, "unet"), _config(folder, "text_encoder")
-        second = (folder / "text_encoder_2").is_dir()
-        side = unet["sample_size"]
-        if resolution is not None:
-            side = resolution // 2 ** (len(_config(folder, "vae")["block_out_channels"]) - 1)
-        return cls(
-            latent=(unet["in_channels"], side, side),
-            tokens=text["max_position_embeddings"],
-            text_width=unet["cross_attention_dim"],
-            pooled_width=_config(folder, "text_encoder_2")["projection_dim"] if second else 0,
-        )
 
     def image_bytes(self, precision: str = "bf16") -> int:
         """Of a cached latent, bytes."""
@@ -77,14 +58,3 @@ def predicted_bytes(num_images: int, num_prompts: int, shape: EncodedShape, prec
 
 def _stored(rows: int, row_bytes: int) -> int:
     return rows * row_bytes + math.ceil(rows / rows_per_shard(row_bytes)) * HEADER_BYTES
-
-
-def _config(folder: Path, part: str) -> dict[str, Any]:
-    path = folder / part / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"base {folder} is incomplete: can't read {path} ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"base {folder} is damaged: {path} is not JSON; fetch it again") from error
-    return config

@@ -94,7 +94,7 @@ def _effects(given: Sequence[str], metrics: Sequence[str]) -> dict[str, float]:
             effect = float(number)
         except ValueError:
             effect = 0.0
-        if not 0 < effect < float("inf"):
+        if not 1e-9 < effect < float("inf"):
             raise InputError(f"--effect {text}: give a difference above 0, as 0.1 or clip-score/vit-b-32=0.1")
         found |= {name: effect} if name else dict.fromkeys(metrics, effect)
     return found

@@ -79,6 +79,7 @@ def read_spec(spec: Path | None, flags: dict[str, Any], device: str | None = Non
 
 @click.command()
 @spec_options
+@click.option("--time-again", is_flag=True, help="Measure latency, memory and throughput anew, for what has them.")
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
@@ -89,22 +90,27 @@ def read_spec(spec: Path | None, flags: dict[str, Any], device: str | None = Non
 @click.option("--address", help="The Ray cluster: auto, or HOST:PORT; by default one is started on this machine.")
 @click.option("--workers", type=click.IntRange(1), help="Ray workers; by default one for each GPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def run(spec: Path | None, engine: str, address: str | None, workers: int | None, as_json: bool, **flags: Any) -> None:
+def run(
+    spec: Path | None, time_again: bool, engine: str, address: str | None, workers: int | None, as_json: bool,
+    **flags: Any,
+) -> None:  # fmt: skip
     """Generate, score and time what SPEC (a YAML file) or the flags name. Started again, it goes on."""
     from hypersd_bench.runner.benchmark import choose_device, run_benchmark
     from hypersd_bench.runner.doubtful import doubtful_images
 
+    if time_again and flags["no_timing"]:
+        raise InputError("--time-again measures what --no-timing leaves out; leave one of them out")
     if engine == "ray":
         from hypersd_bench.runner.ray_engine import RayEngine
 
         with RayEngine(address, workers, flags["device"], verbose=debugging()) as cluster:
             plan, folder, device = read_spec(spec, flags, cluster.device)
-            store, failed = run_benchmark(plan, folder, choose_device(None), cluster)
+            store, failed = run_benchmark(plan, folder, choose_device(None), cluster, time_again)
     elif address or workers:
         raise InputError("--address and --workers are of --engine ray; add it, or leave them out")
     else:
         plan, folder, device = read_spec(spec, flags)
-        store, failed = run_benchmark(plan, folder, device)
+        store, failed = run_benchmark(plan, folder, device, time_again=time_again)
     for metric, reason in failed.items():
         click.echo(f"not scored: {metric}: {reason}", err=True)
     rows = doubtful_images(store.images())

@@ -16,11 +16,6 @@ def held_out_prompts() -> PromptSet:
     return HELD_OUT.load()
 
 
-def train_prompts() -> PromptSet:
-    """Captions of combinations that training has seen, of scenes it has not."""
-    return TRAIN.load()
-
-
 def _captions(split: str) -> list[tuple[str, str]]:
     seen: dict[str, None] = {}
     seed = _SEEDS[split]

@@ -18,10 +18,13 @@ from hypersd_bench.runner.weights import bring
 from hypersd_bench.store import RunStore, write_json
 
 
-def run_benchmark(plan: Plan, out: Path, device: str, engine: Engine | None = None) -> tuple[RunStore, dict[str, str]]:
+def run_benchmark(
+    plan: Plan, out: Path, device: str, engine: Engine | None = None, time_again: bool = False
+) -> tuple[RunStore, dict[str, str]]:
     """Run a plan into a run directory; returns it, and the metrics that could not be computed with the reason.
 
-    device: where metrics are computed, and the images too where no engine says otherwise.
+    device: where metrics are computed, and the images too where no engine says otherwise. time_again: whether what was
+    measured of cost before is measured anew.
     """
     engine = engine or LocalEngine(device)
     require_device(plan, engine.device)
@@ -41,7 +44,7 @@ def run_benchmark(plan: Plan, out: Path, device: str, engine: Engine | None = No
         known = store.manifest.get("workers", [])
         store.manifest["workers"] = known + [machine for machine in machines if machine not in known]
         write_json(out / "run.json", store.manifest)
-    time_run(plan, store, engine)
+    time_run(plan, store, engine, time_again)
     failed = score_run(store, [info.id for info in plan.metrics], device, reference_of(plan))
     return store, failed
 

@@ -59,14 +59,16 @@ class Measured:
     machine: dict[str, Any] = field(default_factory=dict)
 
 
-def time_run(plan: Plan, store: RunStore, engine: Engine) -> None:
-    """Measure every configuration that has not been measured under these settings yet."""
+def time_run(plan: Plan, store: RunStore, engine: Engine, again: bool = False) -> None:
+    """Measure every configuration that has not been measured under these settings yet; or all of them ``again``."""
     timing = plan.spec.timing
     if timing is None:
         return
     settings = settings_of(timing, engine.device)
     known = store.manifest.get("timing") or {}
-    if known.get("settings") != settings:  # other settings, or another card: what is there can't stand beside it
+    if (
+        again or known.get("settings") != settings
+    ):  # other settings, or another card: what is there can't stand beside it
         known = {"settings": settings, "rounds": {}, "machine": {}}
     todo = [(c, done) for c in plan.configurations if (done := known["rounds"].get(str(c), 0)) < timing.rounds]
     for c, done in todo:

@@ -146,7 +146,7 @@ def test_a_taken_name_is_refused(installed: Path) -> None:
 
 
 def test_the_page_names_files_that_exist() -> None:
-    named = re.findall(r"`((?:hypersd_bench|distill|metrics|reports|user_study)/[\w/]*(?:\.py)?)`", PAGE)
+    named = re.findall(r"`((?:hypersd_bench|distill|metrics|reports|user_study)/[\w/]*(?:\.py|\.js)?)`", PAGE)
     assert len(named) >= 5
     assert [name for name in named if not (ROOT / name).exists()] == []
 

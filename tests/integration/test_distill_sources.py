@@ -19,6 +19,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from safetensors.torch import load_file
 
+from distill.architectures import find_architecture
 from distill.batch import Batch, Condition
 from distill.sources.cache import CacheFolder
 from distill.sources.encoding import Encoder
@@ -30,7 +31,7 @@ from distill.sources.order import batch_indices
 from distill.sources.pictures import DataSettings, PictureData
 from distill.sources.prefetch import Prefetch
 from distill.sources.scenes import SceneData
-from distill.sources.sizes import EncodedShape, predicted_bytes
+from distill.sources.sizes import predicted_bytes
 from distill.sources.webdataset import TarShards
 from hypersd_bench.errors import InputError
 from hypersd_bench.pipelines import load_base
@@ -585,7 +586,7 @@ def test_cached_data_are_the_same_data(pipe: Any, tmp_path: Path) -> None:
 def test_predicted_sizes_are_the_real_ones(pipe: Any, bases: dict[str, Path], tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "data", 300, change=lambda i, record: record.update(text=f"a fox {i}"))
     data_of(pipe, settings(folder, square=True, cache_latents=True, cache_prompts=True), tmp_path / "cache")
-    shape = EncodedShape.of_folder(bases["sdxl" if Encoder(pipe).sdxl else "sd"])
+    shape = find_architecture(str(bases["sdxl" if Encoder(pipe).sdxl else "sd"])).encoded(0)
     predicted = predicted_bytes(300, 300, shape)
     for kind, expected in (("latents", predicted.latents), ("prompts", predicted.prompts)):
         real = sum(path.stat().st_size for path in (tmp_path / "cache").glob(f"{kind}-*/*.safetensors"))

@@ -254,6 +254,10 @@ def test_timing_goes_on_where_it_was_killed_and_another_device_measures_anew(
     monkeypatch.setattr("hypersd_bench.runner.timing.device_name", lambda device: "cuda (another card)")
     time_run(plan, store, engine)
     assert [done for _, done in asked[-1]] == [0, 0]
+    starts = len(asked)
+    time_run(plan, store, engine, again=True)
+    assert [done for _, done in asked[starts]] == [0, 0]
+    assert len(store.timings()) == 2 * 4 * 5  # in place of what was there: two step counts, four repeats, five stages
 
 
 @pytest.mark.nightly

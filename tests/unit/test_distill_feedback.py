@@ -26,7 +26,7 @@ from distill.scoreboard import Scoreboard, any_steps, means
 from hypersd_bench import registry
 from hypersd_bench.errors import InputError
 from hypersd_bench.pipelines import load_base
-from hypersd_bench.pocket.prompts import train_prompts
+from hypersd_bench.pocket.prompts import TRAIN
 from hypersd_bench.sampling import ddim_trailing, skipping, tcd, trailing
 from tests.tiny_base import make_tiny_base
 
@@ -145,7 +145,7 @@ def test_a_look_compares_the_student_with_the_teacher_on_the_same_noise(tmp_path
     pipe = load_base(str(make_tiny_base(tmp_path / "base")))
     roles = Roles(pipe.unet, NoiseSchedule.from_config(pipe.scheduler.config, set_alpha_to_one=True), rank=2)
     board = Scoreboard(
-        pipe, roles, tmp_path, train_prompts().prompts[:2], ["aesthetic/pocket", "aesthetic/laion-v2"], 1.0, 0.001
+        pipe, roles, tmp_path, TRAIN.load().prompts[:2], ["aesthetic/pocket", "aesthetic/laion-v2"], 1.0, 0.001
     )
     stage = TCD().stages(find_preset("tiny"))[0]
     rows = board.look(stage, images_seen=64)

@@ -17,7 +17,7 @@ import pytest
 from scipy import stats
 
 from distill import health
-from distill.health import BOARD_RULES, TRAINING_RULES, Course, Limits, Watch, read_alarms, read_rows, summary, trend
+from distill.health import BOARD_RULES, TRAINING_RULES, Alarm, Course, Limits, Watch, read_rows, summary, trend
 from hypersd_bench.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +25,15 @@ SHIPPED = ROOT / "hypersd_bench" / "pocket" / "weights" / "lora"
 NUM_ROWS = 120
 Row = dict[str, Any]
 RULES = [rule.name for rule in (*TRAINING_RULES, *BOARD_RULES)]
+
+
+def read_alarms(folder: Path) -> list[Alarm]:
+    """Every alarm of the run in a folder, finished or not, in the order they rang."""
+    watch = Watch()
+    for row in read_rows(folder):
+        watch.see(row)
+    watch.close()
+    return watch.fired
 
 
 def healthy(i: int, noise: random.Random) -> Row:

@@ -89,5 +89,6 @@ def test_plan_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert f"a difference of 0.5 needs {clip['prompts_needed']} prompts x 1" in capsys.readouterr().out
     assert main([*spec, "--effect", "clip-score/poket=0.5"]) == 2
     assert "did you mean 'clip-score/pocket'" in capsys.readouterr().err
-    assert main([*spec, "--effect", "-1"]) == 2
-    assert "give a difference above 0" in capsys.readouterr().err
+    for nothing in ("-1", "0", "1e-300", "nan"):
+        assert main([*spec, "--effect", nothing]) == 2
+        assert "give a difference above 0" in capsys.readouterr().err
