@@ -50,8 +50,9 @@ every stage starts from the exported weights of the stage before. Curves: `train
 
 {health}
 
-Training pictures: rendered emoji scenes. {attribution}
+Training data: {data}
 """
+SCENES = f"rendered emoji scenes. {ATTRIBUTION}"
 USE_LORA = """```python
 pipe.load_lora_weights("{file}")
 ```"""
@@ -167,6 +168,14 @@ def largest_difference(pipe: Pipeline, roles: Roles, batch: Batch, contract: Sam
     return float((loaded - trained).abs().max() / trained.abs().max())
 
 
+def _training_data(settings: Mapping[str, Any]) -> str:
+    """What was trained on, in words; whose pictures the miniature itself was trained on is owed to their artists."""
+    source = settings["data"]["source"]
+    if source == "scenes":
+        return SCENES
+    return f"`{source}`." + (f" The base was trained on {SCENES}" if settings["base"] == "pocket" else "")
+
+
 def write_card(folder: Path, manifest: Mapping[str, Any], command: str, health: Sequence[str] = ()) -> None:
     """Write the run's README.md: what the files are, how they were made, how to use them."""
     settings, stages = manifest["settings"], [s for s in manifest["stages"] if "/" not in s["file"]]
@@ -181,7 +190,7 @@ def write_card(folder: Path, manifest: Mapping[str, Any], command: str, health: 
         what="Whole UNets (fp16), trained from" if whole else f"LoRAs of rank {settings['preset']['rank']} on",
         command=command, use=(USE_UNET if whole else USE_LORA).format(file=stages[-1]["file"]),
         created=manifest["provenance"]["created"], machine=manifest["provenance"]["machine"],
-        device=manifest["provenance"]["device"], attribution=ATTRIBUTION,
+        device=manifest["provenance"]["device"], data=_training_data(settings),
         health="\n".join(f"- {line}" for line in health),
     )  # fmt: skip
     write_bytes(folder / "README.md", text.encode())

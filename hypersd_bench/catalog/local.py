@@ -163,6 +163,18 @@ def distilled_family(path: Path, family: str, base: str, license: str = "") -> l
     ]
 
 
+def as_its_card_says(model: ModelSpec, weights: Path) -> ModelSpec:
+    """The model with what ``distill`` wrote into its weights on this disk; no entry of a catalogue can leave it out."""
+    file = _told(weights)
+    card = read_card(file) if file.suffix == ".safetensors" else {}
+    return replace(
+        model,
+        trained_on=tuple(dict.fromkeys([*model.trained_on, *_trained_on(file, card)])),
+        notes=model.notes or _how_it_was_made(card, model.family),
+        card=card or model.card,
+    )
+
+
 def weight_files(weights: Path) -> Sequence[Path]:
     """The files of a LoRA, which is one, or those that are loaded of a UNet folder, which may be sharded."""
     return without_copies(sorted(weights.glob("*.safetensors"))) if weights.is_dir() else [weights]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from hypersd_bench.catalog.local import weight_files
+from hypersd_bench.catalog.local import as_its_card_says, weight_files
 from hypersd_bench.catalog.spec import HubWeights
 from hypersd_bench.hub import resolved_commit
 from hypersd_bench.pipelines import base_folder, is_on_hub, pipeline_weights, weights_path
@@ -37,7 +37,7 @@ def _bring(configuration: Configuration, pins: dict[str, str]) -> Configuration:
         pins[name] = commit
         model = replace(model, weights=replace(model.weights, revision=commit))
     if model.weights is not None:
-        weights_path(model)
+        model = as_its_card_says(model, weights_path(model))
     return replace(configuration, model=model, pipeline=pipeline)
 
 

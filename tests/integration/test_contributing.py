@@ -119,7 +119,8 @@ def test_the_pages_model_is_sampled_from_the_hub(tmp_path: Path) -> None:
     loras = {}
     for steps in (2, 4):
         name = f"fox-{steps}step.safetensors"
-        loras[name] = make_lora(base, tmp_path / name, ddim_trailing((steps,))).read_bytes()
+        card = {"method": "hyper-sd", "preset": "sdxl", "trained_on": ["aesthetic/laion-v2"]}
+        loras[name] = make_lora(base, tmp_path / name, ddim_trailing((steps,)), card).read_bytes()
     with StandInHub() as hub:
         hub.add(HUB_BASES["sdxl"], files)
         hub.add("somebody/fox", loras)
@@ -131,7 +132,9 @@ def test_the_pages_model_is_sampled_from_the_hub(tmp_path: Path) -> None:
             cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = RunStore.open(tmp_path / "run").images()
+    run = RunStore.open(tmp_path / "run")
+    assert run.manifest["models"][0]["trained_on"] == ["aesthetic/laion-v2"]  # which its entry does not say
+    rows = run.images()
     assert {(row.model, row.checkpoint, row.steps) for row in rows} == {
         ("fox", "fox-2step-lora", 2), ("fox", "fox-4step-lora", 4),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What ``distill`` says before it trains."""
+"""What ``distill`` says before it trains, and of what it was trained on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from distill import cli
+from distill.export import _training_data
 from hypersd_bench.machine import busy_cores
 
 
@@ -29,6 +30,15 @@ def test_a_shared_cpu_is_told(
     assert heard.out == ""
     assert heard.err.startswith(said)
     assert bool(heard.err) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("base", "source", "emoji"), [("pocket", "scenes", True), ("pocket", "photos", True), ("sdxl", "photos", False)]
+)
+def test_a_card_names_the_data_and_the_artists_who_are_owed(base: str, source: str, emoji: bool) -> None:
+    said = _training_data({"base": base, "data": {"source": source}})
+    assert ("`photos`" in said) == (source == "photos")
+    assert ("Twemoji" in said) == emoji
 
 
 def test_busy_cores_are_cores() -> None:
