@@ -132,8 +132,9 @@ def new(
     if as_json:
         click.echo(json.dumps(told, indent=2))
         return
+    count = len(design.comparisons)
     click.echo(
-        f"{out}: {told['pairs']} pairs of {len(design.comparisons)} comparisons, at most {told['votes_per_pair']} "
+        f"{out}: {told['pairs']} pairs of {count} comparison{'s' if count != 1 else ''}, at most {told['votes_per_pair']} "
         f"votes on each and {told['pairs_per_rater']} pairs for each rater"
     )
     click.echo(_reach(shown, design.planned_rate))
