@@ -134,8 +134,8 @@ def new(
         return
     count = len(design.comparisons)
     click.echo(
-        f"{out}: {told['pairs']} pairs of {count} comparison{'s' if count != 1 else ''}, at most {told['votes_per_pair']} "
-        f"votes on each and {told['pairs_per_rater']} pairs for each rater"
+        f"{out}: {told['pairs']} pairs of {count} comparison{'s' if count != 1 else ''}, at most "
+        f"{told['votes_per_pair']} votes on each and {told['pairs_per_rater']} pairs for each rater"
     )
     click.echo(_reach(shown, design.planned_rate))
     click.echo(f"design {made.design.hash} (say this hash where you preregister)")
