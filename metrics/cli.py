@@ -56,6 +56,8 @@ def compare(
         raise InputError("--metric and --cost go with --within DELTA; to choose metrics to compare, use --metrics")
     chosen = names(metric or metrics)
     view = View([RunStore.open(run) for run in runs], chosen, step_counts(steps))
+    if not view.infos:
+        raise InputError(f"{runs[0]} has no metrics to compare by: hypersd-bench score {runs[0]} --metrics ID,ID")
     if within is None:
         _compare(view, against, as_json)
     else:

@@ -464,6 +464,13 @@ def test_what_is_not_there_is_refused(store: RunStore, options: list[str], messa
     assert re.search(message, str(result.exception)), result.exception
 
 
+def test_a_run_without_metrics_says_how_to_get_some(store: RunStore) -> None:
+    write_json(store.folder / "run.json", store.manifest | {"metrics": []})
+    found = CliRunner().invoke(compare, [str(store.folder)])
+    assert isinstance(found.exception, InputError)
+    assert f"hypersd-bench score {store.folder} --metrics" in str(found.exception)
+
+
 def test_a_run_without_a_baseline_asks_for_one(store: RunStore) -> None:
     write_json(store.folder / "run.json", store.manifest | {"baseline": ""})
     result = CliRunner().invoke(compare, [str(store.folder)])
