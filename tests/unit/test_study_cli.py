@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import socket
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.tiny_study import make_study
 from user_study.cli import study as command
 from user_study.export import COLUMNS
 from user_study.links import read_link
+from user_study.records import VoteRow
 from user_study.study import Study, load_study
 from user_study.votes import Ballot
 
@@ -39,6 +41,11 @@ def _voted(study: Study, num_raters: int = 2) -> None:
             ballot = Ballot(f"{rater}-{item.assignment_id}"[:40], item.assignment_id, {"overall": choice}, time)
             turn = votes.vote(rater, ballot)[1]
     votes.close()
+
+
+def _votes(study: Study) -> list[VoteRow]:
+    with closing(study.open_votes()) as store:
+        return store.votes()
 
 
 def _call(*arguments: object) -> Result:
@@ -163,7 +170,7 @@ def test_export_writes_every_vote_with_what_it_is_about(study: Study, form: str)
         import pyarrow.parquet as pq
 
         rows = pq.read_table(path).to_pylist()
-    votes = study.open_votes().votes()
+    votes = _votes(study)
     assert len(rows) == len(votes)
     assert list(rows[0]) == list(COLUMNS)
     assert len({row["rater"] for row in rows}) == 2
@@ -182,7 +189,7 @@ def test_an_export_can_be_reproduced_from(study: Study) -> None:
 
     _voted(study)
     _call("export", study.folder)
-    main = [vote for vote in study.open_votes().votes() if vote.kind == "main"]
+    main = [vote for vote in _votes(study) if vote.kind == "main"]
     (pair,) = read_votes(study.folder / "votes.csv").items()
     assert pair[0] == ("one", 4, "two", 4)
     assert len(pair[1]) == len(main)
@@ -196,7 +203,7 @@ def test_a_prompt_that_looks_like_a_formula_stays_text(study: Study) -> None:
     _voted(study)
     pairs = tuple(replace(pair, prompt="=1+1") for pair in study.design.pairs)
     design = replace(study.design, pairs=pairs)
-    rows = export_rows(design, study.open_votes().votes(), study.key)
+    rows = export_rows(design, _votes(study), study.key)
     assert b"'=1+1" in encode_export(rows, "csv")
     assert b'"=1+1"' in encode_export(rows, "jsonl")
 
