@@ -15,7 +15,7 @@ from typing import Any
 
 from hypersd_bench.catalog.spec import HubWeights, Kind, ModelSpec
 from hypersd_bench.errors import InputError, unknown_name
-from hypersd_bench.hub import without_copies
+from hypersd_bench.hub import check_whole, without_copies
 from hypersd_bench.sampling import (
     CARD_KEY,
     METADATA_KEY,
@@ -165,8 +165,10 @@ def distilled_family(path: Path, family: str, base: str, license: str = "") -> l
 
 def as_its_card_says(model: ModelSpec, weights: Path) -> ModelSpec:
     """The model with what ``distill`` wrote into its weights on this disk; no entry of a catalogue can leave it out."""
-    file = _told(weights)
-    card = read_card(file) if file.suffix == ".safetensors" else {}
+    file, card = _told(weights), {}
+    if file.suffix == ".safetensors":
+        check_whole(file)  # whose error knows how a broken download is had again
+        card = read_card(file)
     return replace(
         model,
         trained_on=tuple(dict.fromkeys([*model.trained_on, *_trained_on(file, card)])),

@@ -6,6 +6,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,11 +64,14 @@ def _start(context: BrowserContext, origin: str) -> Page:
     return page
 
 
-def _votes(study: Study, since: set[str]) -> list[VoteRow]:
-    """Votes of raters who came since, practice left out, by position."""
-    votes = study.open_votes()
-    found = [vote for vote in votes.votes() if vote.rater not in since and vote.kind != "practice"]
-    votes.close()
+def _votes(study: Study, since: set[str], num: int = 0) -> list[VoteRow]:
+    """Votes of raters who came since, practice left out, by position; waits for so many, which may be on their way."""
+    with closing(study.open_votes()) as votes:
+        for _ in range(100):
+            found = [vote for vote in votes.votes() if vote.rater not in since and vote.kind != "practice"]
+            if len(found) >= num:
+                break
+            time.sleep(0.1)
     return sorted(found, key=lambda vote: vote.position)
 
 
@@ -163,7 +167,7 @@ def test_undo_brings_the_last_pair_back(context: BrowserContext, origin: str, st
     _shown(page, 0)
     page.keyboard.press("b")
     _shown(page, 1)
-    assert [vote.choices["overall"] for vote in _votes(study, before)] == ["both-bad"]
+    assert [vote.choices["overall"] for vote in _votes(study, before, 1)] == ["both-bad"]
 
 
 def test_two_tabs_count_a_pair_once(context: BrowserContext, origin: str, study: Study, before: set[str]) -> None:
@@ -177,7 +181,7 @@ def test_two_tabs_count_a_pair_once(context: BrowserContext, origin: str, study:
     _shown(two, 1)
     two.keyboard.press("b")
     _shown(two, 2)
-    votes = _votes(study, before)
+    votes = _votes(study, before, 2)
     assert [vote.choices["overall"] for vote in votes] == ["left", "both-bad"]
 
 
@@ -193,7 +197,7 @@ def test_offline_votes_wait_and_arrive(context: BrowserContext, origin: str, stu
     context.set_offline(False)
     _shown(page, 2)
     assert page.text_content("[data-part=notice]") == ""
-    assert [vote.choices["overall"] for vote in _votes(study, before)] == ["left", "right"]
+    assert [vote.choices["overall"] for vote in _votes(study, before, 2)] == ["left", "right"]
 
 
 def test_votes_given_offline_survive_a_closed_tab(
@@ -209,7 +213,7 @@ def test_votes_given_offline_survive_a_closed_tab(
     again = context.new_page()
     again.goto(origin)
     _shown(again, 1)
-    assert [vote.choices["overall"] for vote in _votes(study, before)] == ["left"]
+    assert [vote.choices["overall"] for vote in _votes(study, before, 1)] == ["left"]
 
 
 def test_the_clock_starts_when_both_pictures_are_there(
@@ -226,7 +230,7 @@ def test_the_clock_starts_when_both_pictures_are_there(
     _shown(page, 1)
     page.keyboard.press("b")
     _shown(page, 2)
-    votes = _votes(study, before)
+    votes = _votes(study, before, 2)
     assert [vote.choices["overall"] for vote in votes] == ["left", "both-bad"]
     assert votes[1].response_ms < 700  # of the loading nothing
     page.unroute_all(behavior="ignoreErrors")
@@ -259,7 +263,7 @@ def test_chinese_on_a_dark_phone(browser: Browser, origin: str, study: Study, be
     assert page.text_content("[data-part=question]") == "Which picture do you prefer?"
     page.tap("button[data-choice=right]")
     _shown(page, 2)
-    votes = _votes(study, before)
+    votes = _votes(study, before, 2)
     assert [(vote.language, vote.input, vote.pixel_ratio) for vote in votes] == [("zh", "touch", 2), ("en", "touch", 2)]
     assert troubles.found == []
     context.close()
@@ -298,7 +302,7 @@ def test_the_server_restarts_in_mid_session(browser: Browser, tmp_path: Path) ->
         _shown(page, 1)
         page.keyboard.press("ArrowRight")
         _shown(page, 2)
-        assert [vote.choices["overall"] for vote in _votes(study, set())] == ["left", "right"]
+        assert [vote.choices["overall"] for vote in _votes(study, set(), 2)] == ["left", "right"]
     context.close()
 
 

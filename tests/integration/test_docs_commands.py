@@ -26,11 +26,12 @@ from user_study.votes.store import Ballot
 
 CLIP = replace(MADE_UP, id="clip-score/vit-b-32")
 MODELS = ("hyper-sd", "lightning", "turbo")
-RUNS = ("pocket", "sdxl", "sdxl-few-step", "mine", "old", "new")
+RUNS = ("pocket", "sdxl", "sdxl-few-step", "mine", "old", "new", "try")
 NOT_RUN = {  # patterns of commands, and why
     "distill hyper-sd*": "trains for minutes to weeks: test_whole_chain, test_distill_chain",
     "distill export*": "wants a trained run: test_whole_chain, test_distill_formats",
     "fetch*": "downloads: test_published_run, through a stand-in of the hub",
+    "run --base pocket*": "makes hundreds of images: test_whole_chain",
     "run --base sdxl*": "downloads: test_published_run",
     "run specs/sdxl-few-step.yaml*": "downloads: test_published_run, test_ray",
     "score*": "reads photographs: test_scoring, test_metrics_from_hub",
