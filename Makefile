@@ -33,7 +33,7 @@ docs: setup ## the documentation site, in build/docs; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
 	@echo "build/docs/index.html"
 
-bench: setup ## every benchmark, and the page of ratios docs/results/speed.md; about half an hour on two cores
+bench: setup ## every benchmark, and the page of ratios docs/results/speed.md; twenty minutes on two cores
 	@mkdir -p build
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-json=build/benchmarks.json
 	$(BIN)/python -m benchmarks.page build/benchmarks.json docs/results/speed.md

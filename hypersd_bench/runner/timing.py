@@ -66,9 +66,8 @@ def time_run(plan: Plan, store: RunStore, engine: Engine, again: bool = False) -
         return
     settings = settings_of(timing, engine.device)
     known = store.manifest.get("timing") or {}
-    if (
-        again or known.get("settings") != settings
-    ):  # other settings, or another card: what is there can't stand beside it
+    # of other settings, or of another card, what is there can't stand beside it
+    if again or known.get("settings") != settings:
         known = {"settings": settings, "rounds": {}, "machine": {}}
     todo = [(c, done) for c in plan.configurations if (done := known["rounds"].get(str(c), 0)) < timing.rounds]
     for c, done in todo:

@@ -5,7 +5,6 @@ Some only parse (``tests/unit/test_docs.py``): ``NOT_RUN`` says which, and what 
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 from dataclasses import replace
@@ -91,7 +90,7 @@ def runnable() -> list[str]:
 
 @pytest.mark.parametrize("text", runnable())
 def test_it_runs(text: str, desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(shutil.copytree(desk, tmp_path / "desk", symlinks=True, copy_function=os.link))
+    monkeypatch.chdir(shutil.copytree(desk, tmp_path / "desk", symlinks=True))
     words = shlex.split(text)
     if words[:2] == ["study", "new"]:
         shutil.rmtree("study")
